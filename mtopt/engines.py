@@ -1,0 +1,293 @@
+"""One backward of several losses: rows at the chosen sites, combined, on into `.grad`. No optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arrivals import Finish, Take, rows_taken
+from .combine import Combination, Pipeline
+from .graph import AccumulateGrad, Edge, LossGraph, Meeting, gradient_edge
+from .layer import FanOut
+from .losses import cotangents
+from .methods.base import Losses
+from .ranks import refuse_ranks
+from .report import Report, SiteReport
+from .rows import Batching, rows_below, rows_by_backward
+from .sites import joint_groups, marked_edges
+
+WAYS_OUT = (
+    "Put a MultiLossLayer where they should meet, name a module with `at=module` (and `GradDrop(marginalize=0)` where "
+    'the losses come from different examples), or use `at="parameters"`.'
+)
+
+
+@dataclass
+class Backward:
+    """The losses of one step, the graph below them, and the transforms to go through."""
+
+    losses: Losses
+    graph: LossGraph
+    pipeline: Pipeline
+    retain_graph: bool
+    process_group: Any
+
+    def starts(self) -> list[Tensor]:
+        """The gradient that each loss starts with. It may move a weighting's state: called once, after all checks."""
+        return cotangents(self.graph.roots, self.pipeline.weights(self.losses))
+
+    def run(self, starts: Sequence[Tensor]) -> None:
+        """One ordinary backward of all losses."""
+        roots = [gradient_edge(root) for root in self.graph.roots]
+        torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
+
+    def report(self, engine: str, sites: Iterable[SiteReport] = (), batching: str = "") -> Report:
+        shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
+        return Report(engine, list(sites), sum(shared), len(shared) - sum(shared), batching)
+
+    def site_report(self, kind: str, shape: tuple[int, ...], losses: Iterable[int]) -> SiteReport:
+        return SiteReport(kind, shape, tuple(self.losses.label(loss) for loss in losses))
+
+
+def backward_plain(step: Backward) -> Report:
+    """Nothing to combine: autograd adds the rows up."""
+    refuse_ranks(step.pipeline, step.process_group)
+    step.run(step.starts())
+    return step.report("one ordinary backward, rows summed by autograd")
+
+
+def backward_at_activations(step: Backward) -> Report:
+    """The frontier: rows where the losses first meet, combined within one ordinary backward."""
+    _refuse_layers(step)
+    meetings = [meeting for meeting in step.graph.frontier() if len(meeting.losses) > 1]
+    _check_meetings(meetings)
+    on_leaf = any(type(meeting.edge[0]) is AccumulateGrad for meeting in meetings)
+    refuse_ranks(step.pipeline, step.process_group, parameters=on_leaf)
+    starts = step.starts()
+    handlers = []
+    for meeting in meetings:
+        combination = step.pipeline.combination(step.losses, [None])
+        for loss in meeting.roots:
+            combination.add(0, loss, starts[loss])
+            starts[loss] = torch.zeros_like(starts[loss])
+        handlers.append(_combining(combination))
+    sites = [step.site_report(_kind(meeting.edge), meeting.shape, meeting.losses) for meeting in meetings]
+    report = step.report("one ordinary backward, rows combined where the losses meet", sites)
+    with rows_taken(meetings, handlers):
+        step.run(starts)
+    return report
+
+
+def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Report:
+    """Rows at the outputs of named modules.
+
+    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
+    losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
+    """
+    _refuse_layers(step)
+    marked = marked_edges(step.graph, owner)
+    _check_marked(step, marked)
+    refuse_ranks(step.pipeline, step.process_group)
+    joint_dim = None if step.pipeline.marginalized is None else step.pipeline.marginalized[0]
+    groups = [[edge] for edge in marked] if joint_dim is None else joint_groups(marked, joint_dim)
+    meetings = {edge: step.graph.meeting_at(edge) for edge in marked}
+    direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]
+    ahead = [group for group in groups if group not in direct]
+    _check_meetings([meetings[group[0]] for group in direct], also=any(_n_losses(step, group) > 1 for group in ahead))
+    starts = step.starts()
+    handlers: dict[Edge, tuple[Take, Finish]] = {}
+    for (edge,) in direct:
+        combination = step.pipeline.combination(step.losses, [marked[edge].activation])
+        for loss in meetings[edge].roots:
+            combination.add(0, loss, starts[loss])
+        handlers[edge] = _combining(combination)
+    if ahead:
+        activations = {edge: marked[edge].activation for group in ahead for edge in group}
+        for edge, combined in _combined_ahead(step, starts, ahead, activations, joint_dim or 0, batching).items():
+            handlers[edge] = (_ignore, partial(_identity, combined))
+    for edge in handlers:
+        for loss in meetings[edge].roots:
+            starts[loss] = torch.zeros_like(starts[loss])
+    sites = [
+        step.site_report(_kind(edge), meetings[edge].shape, step.graph.losses_at(edge)) for edge in marked
+    ]
+    how = "one ordinary backward, rows combined at the named modules"
+    report = step.report(how + (", after VJPs from the losses to them" if ahead else ""), sites, batching.used)
+    with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
+        step.run(starts)
+    return report
+
+
+def backward_at_parameters(step: Backward, parameters: Sequence[Tensor], batching: Batching) -> Report:
+    """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
+    _refuse_layers(step)
+    refuse_ranks(step.pipeline, step.process_group, parameters=True)
+    leaves = list(step.graph.leaves())
+    if any(node.name() == "CheckpointFunctionBackward" for node in step.graph.edges):
+        # Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad.
+        targets = [parameter for parameter in parameters if parameter.requires_grad]
+        shared = list(range(len(targets)))
+        owners = [range(len(step.losses))] * len(targets)
+        stream = partial(rows_by_backward, step.graph, parameters=targets, retain_graph=step.retain_graph)
+        how = "one whole backward per loss, because of reentrant checkpointing"
+    else:
+        targets = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]
+        shared = [i for i, leaf in enumerate(leaves) if step.graph.shared(leaf)]
+        if not shared:
+            raise RuntimeError("The `losses` share no parameter, so there is nothing to combine. " + WAYS_OUT)
+        edges = [(leaf, 0) for leaf in leaves]
+        owners = [step.graph.losses_at(edge) for edge in edges]
+        stream = partial(rows_below, step.graph, targets=edges, batching=batching, retain_graph=step.retain_graph)
+        how = "exclusive parts once, rows of the shared parameters loss by loss"
+    for i in shared:
+        _check_real(targets[i].dtype)
+    site_of = {i: site for site, i in enumerate(shared)}
+    combination = step.pipeline.combination(step.losses, [None] * len(site_of))
+    gradients: list[Tensor | None] = [None] * len(targets)
+    for loss, rows in stream(starts=step.starts()):
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            if i not in site_of:
+                gradients[i] = row
+            elif row.layout is torch.strided:
+                combination.add(site_of[i], loss, row)
+            else:
+                raise TypeError(
+                    "A shared parameter has sparse gradients, which cannot be combined at parameters. Make its "
+                    'Embedding dense (`sparse=False`), or use `at="activations"`.'
+                )
+    for i, combined in zip(shared, combination.result(), strict=True):
+        gradients[i] = combined
+    for parameter, gradient in zip(targets, gradients, strict=True):
+        if gradient is not None:
+            accumulate(parameter, gradient)
+    sites = [step.site_report("parameter", tuple(targets[i].shape), owners[i]) for i in shared]
+    return step.report(how, sites, batching.used)
+
+
+def accumulate(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks."""
+    if not parameter.requires_grad:
+        return
+    with torch.no_grad():
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.layout is torch.strided and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        else:
+            parameter.grad = gradient.detach()
+    for hook in (parameter._post_accumulate_grad_hooks or {}).values():  # type: ignore[attr-defined]
+        hook(parameter)
+
+
+def _combined_ahead(
+    step: Backward,
+    starts: Sequence[Tensor],
+    groups: Sequence[Sequence[Edge]],
+    activations: dict[Edge, Tensor | None],
+    dim: int,
+    batching: Batching,
+) -> dict[Edge, Tensor]:
+    """The combined gradient at each edge, from VJPs; a group of edges is one site, its calls laid end to end."""
+    edges = [edge for group in groups for edge in group]
+    combinations = []
+    for group in groups:
+        known = [a for edge in group if (a := activations[edge]) is not None]
+        combinations.append(step.pipeline.combination(step.losses, [torch.cat(known, dim) if known else None]))
+    for loss, rows in rows_below(step.graph, starts, edges, batching, retain_graph=True):
+        row_at = dict(zip(edges, rows, strict=True))
+        for group, combination in zip(groups, combinations, strict=True):
+            parts = [row_at[edge] for edge in group]
+            like = next((part for part in parts if part is not None), None)
+            if like is None:
+                continue
+            whole = [like.new_zeros(_shape(edge)) if p is None else p for edge, p in zip(group, parts, strict=True)]
+            combination.add(0, loss, whole[0] if len(whole) == 1 else torch.cat(whole, dim))
+    combined: dict[Edge, Tensor] = {}
+    for group, combination in zip(groups, combinations, strict=True):
+        (gradient,) = combination.result()
+        if gradient is not None:
+            sizes = [_shape(edge)[dim] for edge in group] if len(group) > 1 else []
+            combined.update(zip(group, gradient.split(sizes, dim) if sizes else [gradient], strict=True))
+    return combined
+
+
+def _shape(edge: Edge) -> tuple[int, ...]:
+    return Meeting(edge).shape
+
+
+def _n_losses(step: Backward, group: Iterable[Edge]) -> int:
+    return len({loss for edge in group for loss in step.graph.losses_at(edge)})
+
+
+def _combining(combination: Combination) -> tuple[Take, Finish]:
+    return partial(combination.add, 0), lambda: combination.result()[0]
+
+
+def _ignore(loss: int, row: Tensor) -> None:
+    return None
+
+
+def _identity(gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _kind(edge: Edge) -> str:
+    return "parameter" if type(edge[0]) is AccumulateGrad else f"output of {edge[0].name().removesuffix('Backward0')}"
+
+
+def _check_real(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise TypeError(
+            f"The `losses` meet at a tensor of dtype {dtype}, whose gradients have no sign. Share only real tensors "
+            f"between the losses, or name a real activation by `at`."
+        )
+
+
+def _check_meetings(meetings: Sequence[Meeting], *, also: bool = False) -> None:
+    """Raise if no transform would have anything to decide on."""
+    for meeting in meetings:
+        _check_real(meeting.dtype)
+    meeting_again = [meeting for meeting in meetings if len(meeting.losses) > 1]
+    if not meeting_again and not also:
+        raise RuntimeError(
+            "The `losses` never meet at one tensor, so there is nothing to combine: they share nothing, or one opaque "
+            "node (a compiled model, a split batch) returns a tensor of its own for each. " + WAYS_OUT
+        )
+    if not also and all(meeting.disjoint() for meeting in meeting_again):
+        raise RuntimeError(
+            "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
+            "them and there is nothing to combine. " + WAYS_OUT
+        )
+
+
+def _check_marked(step: Backward, marked: Iterable[Edge]) -> None:
+    reached = {loss for edge in marked for loss in step.graph.losses_at(edge)}
+    if not reached:
+        raise RuntimeError(
+            "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, its "
+            "output needs no gradient, or it ran inside a compiled model, where it cannot be seen. Call it, compile "
+            "only its parts, or put a MultiLossLayer in its place."
+        )
+    for loss in range(len(step.losses)):
+        if loss not in reached:
+            raise ValueError(
+                f"`losses[{step.losses.label(loss)}]` does not reach the module named by `at`. Name a module that all "
+                f"losses depend on, or give None for that loss."
+            )
+
+
+def _refuse_layers(step: Backward) -> None:
+    for node in step.graph.edges:
+        if isinstance(node, FanOut._backward_cls) and node.layer.pipeline.row_transforms:
+            raise RuntimeError(
+                "The model has a MultiLossLayer, which combines the gradients itself, so that the optimizer's "
+                "`transforms` would find them already combined. Give `transforms=[]` to the optimizer, or take out the "
+                "layer."
+            )

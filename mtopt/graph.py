@@ -1,0 +1,205 @@
+"""The autograd graph below a list of losses: which losses reach which node. Runs nothing, keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+Edge = tuple[Node, int]  # a node and the number of its output, as in Node.next_functions
+
+AccumulateGrad: type[Node] = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
+
+SEVERAL = -1  # the "loss" of an entry from a node that several losses reach
+
+
+@dataclass
+class Meeting:
+    """An edge of the graph at which several losses' gradients come together.
+
+    Attributes:
+        edge: The place: input `edge[1]` of node `edge[0]`'s backward.
+        entries: Where the gradient comes from, as `(node, number of its input, loss)`.
+        roots: Losses that are themselves this tensor.
+    """
+
+    edge: Edge
+    entries: list[tuple[Node, int, int]] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[int]:
+        """The losses that arrive here from nodes of their own."""
+        return sorted({loss for _, _, loss in self.entries if loss != SEVERAL} | set(self.roots))
+
+    @property
+    def separate(self) -> bool:
+        """Whether every contribution belongs to one loss."""
+        return all(loss != SEVERAL for _, _, loss in self.entries)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(_metadata(self.edge).shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = _metadata(self.edge).dtype
+        return dtype
+
+    def disjoint(self) -> bool:
+        """Whether the losses read different parts of the tensor, so that no coordinate is reached by two."""
+        if self.roots or not all(node.name() in _SELECTING for node, _, _ in self.entries):
+            return False
+        readers = torch.zeros(self.shape, dtype=torch.int32)
+        for loss in self.losses:
+            read = torch.zeros(self.shape, dtype=torch.bool)
+            for node, k, owner in self.entries:
+                if owner == loss:
+                    gradients = node(torch.ones(tuple(_metadata((node, 0)).shape)))  # type: ignore[operator]
+                    read |= (gradients[k] if isinstance(gradients, tuple) else gradients).cpu() != 0
+            readers += read
+        return int(readers.max()) < 2
+
+
+_SELECTING = {"SliceBackward0", "SelectBackward0", "IndexBackward0", "IndexSelectBackward0", "MaskedSelectBackward0"}
+
+
+class LossGraph:
+    """All nodes below the losses, in topological order, with the set of losses that reach each.
+
+    Attributes:
+        roots: The edge of each loss.
+        edges: For each node what its inputs lead to; the losses' own nodes come first.
+        reach: For each node a bit mask: bit i is set iff loss i reaches it.
+    """
+
+    def __init__(self, roots: Sequence[Edge]) -> None:
+        self.roots = list(roots)
+        self.edges: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
+        waiting = {node: 0 for node, _ in roots}  # how many parents are not yet placed
+        found: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
+        stack = list(waiting)
+        while stack:
+            node = stack.pop()
+            if node in found:
+                continue
+            found[node] = children = node.next_functions
+            for child, _ in children:
+                if child is not None:
+                    waiting[child] = waiting.get(child, 0) + 1
+                    stack.append(child)
+        self.reach = dict.fromkeys(found, 0)
+        for i, (node, _) in enumerate(roots):
+            self.reach[node] |= 1 << i
+        stack = [node for node in dict.fromkeys(node for node, _ in roots) if waiting[node] == 0]
+        while stack:
+            node = stack.pop()
+            self.edges[node] = children = found[node]
+            mask = self.reach[node]
+            for child, _ in children:
+                if child is not None:
+                    self.reach[child] |= mask
+                    waiting[child] -= 1
+                    if waiting[child] == 0:
+                        stack.append(child)
+
+    def shared(self, node: Node) -> bool:
+        """Whether two losses or more reach the node."""
+        mask = self.reach[node]
+        return mask & (mask - 1) != 0
+
+    def losses_at(self, edge: Edge) -> list[int]:
+        """The losses that reach an edge's node."""
+        mask = self.reach.get(edge[0], 0)
+        return [loss for loss in range(mask.bit_length()) if mask >> loss & 1]
+
+    def leaves(self) -> Iterator[Node]:
+        return (node for node in self.edges if type(node) is AccumulateGrad)
+
+    def frontier(self) -> list[Meeting]:
+        """The edges from exclusive into shared nodes, and the losses that are themselves shared."""
+        meetings: dict[Edge, Meeting] = {}
+        shared = {node for node, mask in self.reach.items() if mask & (mask - 1)}
+        for loss, root in enumerate(self.roots):
+            if root[0] in shared:
+                meetings.setdefault(root, Meeting(root)).roots.append(loss)
+        for node, children in self.edges.items():
+            if node not in shared:
+                for k, edge in enumerate(children):
+                    if edge[0] in shared:
+                        meeting = meetings.setdefault(edge, Meeting(edge))  # type: ignore[arg-type]
+                        meeting.entries.append((node, k, self.reach[node].bit_length() - 1))
+        return list(meetings.values())
+
+    def meeting_at(self, edge: Edge) -> Meeting:
+        """How the gradients come to a given edge, from shared nodes too."""
+        meeting = Meeting(edge, roots=[loss for loss, root in enumerate(self.roots) if root == edge])
+        for node, children in self.edges.items():
+            for k, child in enumerate(children):
+                if child == edge:
+                    loss = SEVERAL if self.shared(node) else self.reach[node].bit_length() - 1
+                    meeting.entries.append((node, k, loss))
+        return meeting
+
+    def nested(self, meetings: Sequence[Meeting]) -> bool:
+        """Whether one meeting lies below another (a skip connection)."""
+        places = {meeting.edge[0] for meeting in meetings}
+        stack = [child for place in places for child, _ in self.edges[place]]
+        seen: set[Node | None] = {None}
+        while stack:
+            node = stack.pop()
+            if node in places:
+                return True
+            if node not in seen:
+                seen.add(node)
+                stack.extend(child for child, _ in self.edges[node])  # type: ignore[index]
+        return False
+
+    def check_alive(self) -> None:
+        """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
+        for node in self.edges:
+            try:
+                _touch_saved(node)
+            except RuntimeError as error:
+                if "second time" in str(error):
+                    raise RuntimeError(
+                        "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
+                        "`retain_graph=True` to the earlier backward."
+                    ) from error
+                if "inplace operation" in str(error):
+                    raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
+
+
+def _metadata(edge: Edge) -> Any:
+    return edge[0]._input_metadata[edge[1]]  # type: ignore[attr-defined]
+
+
+def edge_of(tensor: Tensor) -> Edge:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def gradient_edge(edge: Edge) -> GradientEdge:
+    return GradientEdge(*edge)
+
+
+@cache
+def _saved_names(node_type: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(node_type) if name.startswith("_raw_saved_"))
+
+
+def _touch_saved(node: Node) -> None:
+    """Read the node's saved tensors, except those behind user hooks, which may compute."""
+    for name in _saved_names(type(node)):
+        raw = getattr(node, name)  # a Python Function raises here, once freed
+        if name == "_raw_saved_tensors":
+            return
+        if all(saved.unpack_hook is None for saved in (raw if isinstance(raw, (tuple, list)) else (raw,))):
+            getattr(node, name.removeprefix("_raw"))
+            return  # all of a node's tensors are freed together

@@ -1,0 +1,111 @@
+"""MultiLossLayer: one alias of an activation per loss, whose backward receives all rows at once. No optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .combine import Pipeline
+from .methods.base import Losses, Transform
+from .methods.graddrop import GradDrop
+from .ranks import refuse_ranks
+from .signs import dims_of
+
+
+class MultiLossLayer(nn.Module):
+    """Gives each loss its own alias of a shared activation, and combines their gradients in the one backward.
+
+    Any optimizer and a plain `sum(losses).backward()` will do. Active in `train()`; in `eval()` the gradients are
+    simply summed. The values are never changed.
+
+    Args:
+        losses: How many losses there are, or their names (for settings by name).
+        transforms: One transform of the rows, or a list of them, applied left to right. `None` is `GradDrop()`.
+
+    Shape:
+        - Input: a floating-point tensor of any shape.
+        - Output: a tuple of as many aliases of it as there are losses, in their order. They share memory, so they
+          cannot be changed in place.
+
+    Raises:
+        ValueError: If there is no loss, a name stands twice, a transform needs loss values, or its settings do not
+            fit the losses.
+        TypeError: If a transform is none. In `forward`, if the input is no real floating-point tensor.
+
+    Example:
+        >>> share = MultiLossLayer(["seg", "depth"], GradDrop(marginalize=0))
+        >>> seg, depth = share(torch.ones(4, 8))
+
+    Source:
+        The "simple deep layer" of Chen et al. 2020, [arXiv:2010.06808](https://arxiv.org/abs/2010.06808), section 3.
+    """
+
+    def __init__(
+        self, losses: int | Sequence[str], transforms: Transform | Iterable[Transform] | None = None
+    ) -> None:
+        super().__init__()
+        names = None if isinstance(losses, int) else tuple(losses)
+        n_losses = losses if isinstance(losses, int) else len(losses)
+        if n_losses < 1:
+            raise ValueError(f"`losses` must be at least 1 loss, or one name or more, but it is {losses!r}.")
+        if names is not None and len(set(names)) < n_losses:
+            raise ValueError(f"`losses` names one loss twice: {list(names)}.")
+        self.losses = Losses(tuple(range(n_losses)), n_losses, names)
+        self.pipeline = Pipeline(GradDrop() if transforms is None else transforms)
+        if self.pipeline.weightings:
+            raise ValueError(
+                f"`transforms` has {type(self.pipeline.weightings[0]).__name__}, which needs the loss values, but a "
+                f"MultiLossLayer sees none. Give it to a MultiLossOptimizer."
+            )
+        self.pipeline.check(self.losses)
+
+    def forward(self, activation: Tensor) -> tuple[Tensor, ...]:
+        if not isinstance(activation, Tensor) or not activation.is_floating_point():
+            found = str(activation.dtype) if isinstance(activation, Tensor) else type(activation).__name__
+            raise TypeError(f"`activation` must be a real floating-point tensor, but it is {found}.")
+        if self.pipeline.marginalized is not None:
+            dims_of(self.pipeline.marginalized, activation.ndim)
+        if not self.training or not self.pipeline.row_transforms:
+            return (activation,) * len(self.losses)
+        refuse_ranks(self.pipeline, None)
+        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self)
+        return aliases
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """The transforms in their order. Their random state is not in the model's `state_dict`, which stays as it is
+        without this layer: to resume bit by bit, save each transform's own `state_dict()`."""
+        return self.pipeline.transforms
+
+    def extra_repr(self) -> str:
+        return f"{list(self.losses.names) if self.losses.names else self.losses.n_losses}, {self.pipeline!r}"
+
+
+class FanOut(torch.autograd.Function):
+    """z to T aliases of it; backward: T rows to their combination."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, layer: MultiLossLayer) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a loss that does not come back has no row, rather than a zero one
+        ctx.layer = layer
+        if layer.pipeline.marginalized is not None:
+            ctx.save_for_backward(activation)
+        return tuple(activation.view_as(activation) for _ in range(len(layer.losses)))
+
+    @staticmethod
+    def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "A backward with `create_graph=True` cannot go through a MultiLossLayer: the combination of gradients "
+                "has no derivative. Take such gradients before the layer, or in eval()."
+            )
+        layer: MultiLossLayer = ctx.layer
+        (activation,) = ctx.saved_tensors or (None,)
+        combination = layer.pipeline.combination(layer.losses, [activation])
+        for loss, row in enumerate(rows):
+            if row is not None:
+                combination.add(0, loss, row)
+        return combination.result()[0], None

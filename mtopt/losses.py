@@ -1,0 +1,107 @@
+"""The user's losses, checked at the door: names, presence, values, edges. No gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .graph import Edge, edge_of
+from .methods.base import Losses
+
+LossesLike = Sequence[Tensor | None] | Mapping[str, Tensor | None] | Tensor
+
+
+def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
+    """The losses that are present, and the graph edge of each.
+
+    Raises:
+        TypeError: If `losses` is not a list, a dict or a 1-D tensor, or a loss is not a real tensor.
+        ValueError: If there is no loss, or a loss is not a scalar, needs no gradient, or stands twice.
+    """
+    names: tuple[str, ...] | None = None
+    if isinstance(losses, Tensor):
+        if losses.ndim != 1:
+            raise ValueError(
+                f"`losses` must be a list, a dict or a 1-D tensor with one loss per entry, but it is a tensor of "
+                f"shape {tuple(losses.shape)}. A single loss needs no mtopt: call .backward() on it, or wrap it in a list."
+            )
+        _check_differentiable(losses, "losses")
+        if len(losses) == 0:
+            raise ValueError("`losses` is empty: give at least one loss.")
+        return _losses_of_vector(losses)
+    if isinstance(losses, Mapping):
+        names = tuple(losses)
+        entries = list(losses.values())
+        labels = [f"losses[{name!r}]" for name in names]
+    elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
+        entries = list(losses)
+        labels = [f"losses[{i}]" for i in range(len(entries))]
+    else:
+        raise TypeError(f"`losses` must be a list, a dict or a 1-D tensor, but it is {type(losses).__name__}.")
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`losses` must have strings as names, but they are {list(names)}.")
+    present = [i for i, loss in enumerate(entries) if loss is not None]
+    if not present:
+        raise ValueError(f"`losses` is empty: {'every loss is None' if entries else 'give at least one loss'}.")
+    edges: dict[Edge, str] = {}
+    values = []
+    for i in present:
+        loss, label = entries[i], labels[i]
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"`{label}` must be a tensor, but it is {type(loss).__name__}.")
+        if loss.numel() != 1:
+            raise ValueError(
+                f"`{label}` must be a scalar, but it has shape {tuple(loss.shape)}. Reduce it first, e.g. with .mean()."
+            )
+        _check_differentiable(loss, label)
+        edge = edge_of(loss)
+        if edge in edges:
+            raise ValueError(
+                f"`{label}` is the same tensor as `{edges[edge]}`. Give each loss once; to weight one, use a "
+                f"LossWeighting."
+            )
+        edges[edge] = label
+        values.append(loss.detach().reshape(()))
+    common = torch.stack([value.to(values[0].device, torch.float32) for value in values]) if _mixed(values) else None
+    stacked = torch.stack(values) if common is None else common
+    return Losses(tuple(present), len(entries), names, stacked), list(edges)
+
+
+def cotangents(graph_edges: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:
+    """The gradient that each loss starts with: 1, or its weight."""
+    starts = []
+    for i, (node, number) in enumerate(graph_edges):
+        metadata = node._input_metadata[number]  # type: ignore[attr-defined]
+        start = torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+        starts.append(start if weights is None else start * weights[i].to(start))
+    return starts
+
+
+def _losses_of_vector(losses: Tensor) -> tuple[Losses, list[Edge]]:
+    known = Losses(tuple(range(len(losses))), len(losses), None, losses.detach())
+    node = losses.grad_fn
+    if node is not None and node.name() == "StackBackward0":  # torch.stack of scalars: look at the scalars themselves
+        edges = [edge for edge in node.next_functions if edge[0] is not None]
+        if len(edges) < len(losses):
+            missing = [edge[0] is None for edge in node.next_functions].index(True)
+            raise ValueError(f"`losses[{missing}]` does not require grad: nothing it depends on can be trained.")
+        if len(set(edges)) < len(edges):
+            raise ValueError("`losses` holds the same loss twice. Give each loss once.")
+        return known, edges  # type: ignore[return-value]
+    with torch.enable_grad():
+        return known, [edge_of(loss) for loss in losses.unbind()]
+
+
+def _check_differentiable(loss: Tensor, label: str) -> None:
+    if not loss.is_floating_point():
+        raise TypeError(f"`{label}` must be a real floating-point tensor, but its dtype is {loss.dtype}.")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"`{label}` does not require grad: nothing it depends on can be trained. Leave it out, or give None for it."
+        )
+
+
+def _mixed(values: Sequence[Tensor]) -> bool:
+    return len({(value.dtype, value.device) for value in values}) > 1

@@ -1,0 +1,132 @@
+"""The three kinds of transform, and what they are told about the losses. No method and no engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses present in a step, or those of them that meet at a site, in the order of the rows.
+
+    Attributes:
+        indices: Place of each loss in the user's list.
+        n_losses: Length of the user's list, absent losses included.
+        names: Names of the whole list, where it was given as a dict.
+        values: Detached loss values, shape `(len(indices),)`; `None` inside a `MultiLossLayer`, which sees no loss.
+    """
+
+    indices: tuple[int, ...]
+    n_losses: int
+    names: tuple[str, ...] | None = None
+    values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def label(self, position: int) -> str:
+        """What the user calls a loss: its name, else its index."""
+        index = self.indices[position]
+        return self.names[index] if self.names else str(index)
+
+    def at(self, positions: Sequence[int]) -> Losses:
+        """The losses at some positions of this one."""
+        values = None if self.values is None else self.values[list(positions)]
+        return Losses(tuple(self.indices[p] for p in positions), self.n_losses, self.names, values)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where rows meet: an activation or a shared parameter.
+
+    Attributes:
+        losses: The loss of each row.
+        activation: The activation itself, where the site was named (`at=module`) or is a `MultiLossLayer`.
+    """
+
+    losses: Losses
+    activation: Tensor | None = None
+
+
+class Transform(ABC):
+    """A step between the losses and the sum of their gradients."""
+
+    scale_equivariant = True
+    """Whether out(c g) = c out(g): only then may the losses be scaled by a GradScaler."""
+
+    def check(self, losses: Losses) -> None:  # noqa: B027  (most methods take any losses)
+        """Raise `ValueError` if the settings do not fit these losses; called before anything changes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what `state_dict` gave."""
+
+
+class LossWeighting(Transform):
+    """From the loss values to one weight per loss. It scales the losses, so it costs no backward.
+
+    Example:
+        >>> class Inverse(LossWeighting):
+        ...     def weights(self, losses):
+        ...         return 1 / losses.values
+    """
+
+    @abstractmethod
+    def weights(self, losses: Losses) -> Tensor:
+        """Weights, shape `(T,)`, for the losses present."""
+
+
+class GramianTransform(Transform):
+    """From the T×T Gramian of the rows to T weights, or to a T×T matrix that mixes the rows.
+
+    Example:
+        >>> class UnitRows(GramianTransform):
+        ...     def weights(self, gramian, losses):
+        ...         return gramian.diagonal().rsqrt()
+    """
+
+    @abstractmethod
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        """Weights `(T,)`, or a mixing matrix `(T, T)` with one new row per row of it.
+
+        Args:
+            gramian: $G_{ij} = g_i \\cdot g_j$, shape `(T, T)`, float32 or wider.
+            losses: The losses of its rows.
+        """
+
+
+class Stream(Protocol):
+    """A row transform that takes the rows one by one and keeps none of them."""
+
+    def add(self, position: int, row: Tensor) -> None: ...
+
+    def result(self) -> Tensor: ...
+
+
+class RowTransform(Transform):
+    """Coordinate by coordinate, from the rows `(T, *S)` at a site to rows of the same shape.
+
+    Example:
+        >>> class Clamp(RowTransform):
+        ...     def transform(self, rows, site):
+        ...         return rows.clamp(-1, 1)
+    """
+
+    marginalize: tuple[int, ...] | None = None
+    """Dims of the activation over which a decision is joint; such a transform needs `Site.activation`."""
+
+    @abstractmethod
+    def transform(self, rows: Tensor, site: Site) -> Tensor:
+        """New rows, shape `(T, *S)`. `rows` are not to be changed in place."""
+
+    def stream(self, losses: Losses) -> Stream | None:
+        """The same transform and its sum over rows that come one by one, or `None` where it needs them all."""
+        return None

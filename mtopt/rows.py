@@ -1,0 +1,297 @@
+"""Rows at any place of the graph: exclusive parts once, the shared part by batched VJPs. No transforms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .arrivals import rows_taken
+from .graph import AccumulateGrad, Edge, LossGraph, Meeting, edge_of, gradient_edge
+from .losses import LossesLike, cotangents, read_losses
+
+DEFAULT_CHUNK = 4
+
+Rows = list[Tensor | None]  # one loss's gradient for each target
+
+
+@dataclass
+class Batching:
+    """How the VJPs of several losses are batched, and why not, if not.
+
+    Attributes:
+        chunk_size: Losses in one vmap; `None` chooses, 1 loops.
+        refusal: Why vmap was given up, once it was.
+        used: What the last step did.
+    """
+
+    chunk_size: int | None = None
+    refusal: str | None = None
+    used: str = ""
+
+    def size_for(self, graph: LossGraph) -> int:
+        """Losses to differentiate together."""
+        if self.refusal is not None:
+            self.used = f"loop, because vmap could not work: {self.refusal}"
+            return 1
+        if self.chunk_size is not None:
+            self.used = "loop, as asked" if self.chunk_size == 1 else f"vmap, {self.chunk_size} losses at a time, as asked"
+            return self.chunk_size
+        if any(graph.shared(node) and node.name() == "ConvolutionBackward0" and on_cpu(node) for node in graph.edges):
+            self.used = "loop, because batched convolutions are slower on a CPU"
+            return 1
+        self.used = f"vmap, {DEFAULT_CHUNK} losses at a time"
+        return DEFAULT_CHUNK
+
+    def give_up(self, error: Exception) -> None:
+        self.refusal = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self.used = f"loop, because vmap could not work: {self.refusal}"
+        warnings.warn(
+            f"mtopt differentiates the losses one by one, since vmap could not work on this model: {self.refusal} "
+            f"(`chunk_size=1` asks for the loop, without this warning).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def per_loss_gradients(
+    losses: LossesLike,
+    inputs: Tensor | Sequence[Tensor],
+    *,
+    chunk_size: int | None = None,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    r"""The gradient of each loss for each input: one row of the Jacobian per loss.
+
+    Parts of the graph that one loss alone reaches are differentiated once; only the shared part is differentiated
+    per loss, several losses at a time by `torch.func.vmap`, or in a loop where that cannot work or does not pay.
+
+    Args:
+        losses: T scalar losses: a list, a dict or a 1-D tensor; `None` is absent and has no row.
+        inputs: Tensors to differentiate for: parameters, inputs or activations.
+        chunk_size: Losses in one vmap. `None` chooses, 1 asks for the loop.
+        retain_graph: Whether another backward may follow.
+
+    Returns:
+        For each input a tensor of shape `(T, *input.shape)`, zero where a loss does not reach it, or `None` where no
+        loss does.
+
+    Raises:
+        TypeError: If a loss or an input is not a tensor.
+        ValueError: If a loss is not a scalar, needs no gradient, or stands twice; if an input needs no gradient.
+        RuntimeError: If the graph was freed.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> per_loss_gradients([(3 * w).sum(), (w**2).sum()], w)
+        (tensor([[3., 3.],
+                [2., 4.]]),)
+    """
+    present, roots = read_losses(losses)
+    targets = []
+    for i, tensor in enumerate((inputs,) if isinstance(inputs, Tensor) else inputs):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`inputs[{i}]` must be a tensor, but it is {type(tensor).__name__}.")
+        if not tensor.requires_grad:
+            raise ValueError(f"`inputs[{i}]` does not require grad, so no loss can be differentiated for it.")
+        targets.append(edge_of(tensor))
+    graph = LossGraph(roots)
+    graph.check_alive()
+    batching = Batching(check_chunk_size(chunk_size))
+    results: list[Tensor | None] = [None] * len(targets)
+    for loss, rows in rows_below(graph, cotangents(roots, None), targets, batching, retain_graph=retain_graph):
+        for i, row in enumerate(rows):
+            if row is not None:
+                result = results[i]
+                if result is None:
+                    result = results[i] = row.to_dense().new_zeros(len(present), *row.shape)
+                result[loss] = row
+    return tuple(results)
+
+
+def rows_below(
+    graph: LossGraph, starts: Sequence[Tensor], targets: Sequence[Edge], batching: Batching, *, retain_graph: bool
+) -> Iterator[tuple[int, Rows]]:
+    """Yield `(loss, its gradient for each target)`, loss by loss; only one chunk of rows is alive at a time."""
+    meetings = graph.frontier()
+    shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
+    interior = any(type(meeting.edge[0]) is not AccumulateGrad for meeting in meetings)
+    size = batching.size_for(graph) if interior else 1
+    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them.
+    keep_exclusive = retain_graph or graph.nested(meetings)
+    for losses in _chunks(len(starts), size):
+        rows = {loss: [None] * len(targets) for loss in losses}  # type: dict[int, Rows]
+        arrived = _exclusive_pass(graph, starts, losses, targets, meetings, rows, retain_graph=keep_exclusive)
+        last = losses[-1] == len(starts) - 1
+        if shared:
+            _shared_pass(graph, arrived, targets, shared, rows, batching, retain_graph=retain_graph or not last)
+        yield from rows.items()
+
+
+def _chunks(n_losses: int, size: int) -> Iterator[range]:
+    """Runs of losses; the last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph."""
+    for start in range(0, n_losses - 1, size):
+        yield range(start, min(start + size, n_losses - 1))
+    yield range(n_losses - 1, n_losses)
+
+
+def _exclusive_pass(
+    graph: LossGraph,
+    starts: Sequence[Tensor],
+    losses: range,
+    targets: Sequence[Edge],
+    meetings: Sequence[Meeting],
+    rows: dict[int, Rows],
+    *,
+    retain_graph: bool,
+) -> dict[int, dict[Edge, Tensor]]:
+    """Differentiate what one loss alone reaches. Returns each loss's row at each meeting; fills in exclusive targets."""
+    arrived: dict[int, dict[Edge, Tensor]] = {loss: {} for loss in losses}
+    here, handlers = [], []
+    for meeting in meetings:
+        for loss in meeting.roots:
+            if loss in arrived:
+                arrived[loss][meeting.edge] = starts[loss]
+        entries = [entry for entry in meeting.entries if entry[2] in arrived]
+        if entries:
+            here.append(Meeting(meeting.edge, entries))
+            handlers.append((partial(_put, arrived, meeting.edge), _nothing))
+    roots = [loss for loss in losses if not graph.shared(graph.roots[loss][0])]
+    own = {}
+    for i, (node, _) in enumerate(targets):
+        loss = graph.reach.get(node, 0).bit_length() - 1
+        if loss in arrived and not graph.shared(node):
+            own[i] = loss
+    places = [*(targets[i] for i in own), *(meeting.edge for meeting in here)]
+    if roots and places:
+        with rows_taken(here, handlers):
+            gradients = torch.autograd.grad(
+                [gradient_edge(graph.roots[loss]) for loss in roots],
+                [gradient_edge(edge) for edge in places],
+                [starts[loss] for loss in roots],
+                retain_graph=retain_graph,
+                allow_unused=True,
+            )
+        for (i, loss), gradient in zip(own.items(), gradients, strict=False):
+            rows[loss][i] = gradient
+    return arrived
+
+
+def _shared_pass(
+    graph: LossGraph,
+    arrived: dict[int, dict[Edge, Tensor]],
+    targets: Sequence[Edge],
+    shared: Sequence[int],
+    rows: dict[int, Rows],
+    batching: Batching,
+    *,
+    retain_graph: bool,
+) -> None:
+    """Push the rows at the meetings on to the shared targets."""
+    place = {targets[i]: i for i in shared}
+    for loss, at_edges in arrived.items():  # where losses meet at a leaf, the row is there already
+        for edge in [edge for edge in at_edges if type(edge[0]) is AccumulateGrad]:
+            row = at_edges.pop(edge)
+            if edge in place:
+                rows[loss][place[edge]] = row
+    edges = list(dict.fromkeys(edge for at_edges in arrived.values() for edge in at_edges))
+    if not edges:
+        return
+    inputs = [gradient_edge(targets[i]) for i in shared]
+    if len(arrived) > 1:
+        try:
+            batched = _batched_vjp(arrived, edges, inputs)
+        except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
+            batching.give_up(error)
+        else:
+            for n, loss in enumerate(arrived):
+                # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
+                reached = [graph.reach[targets[i][0]] >> loss & 1 for i in shared]
+                _add_rows(rows[loss], shared, [g[n] if g is not None and r else None for g, r in zip(batched, reached)])
+            return
+    for n, (loss, at_edges) in enumerate(arrived.items()):
+        if at_edges:
+            gradients = torch.autograd.grad(
+                [gradient_edge(edge) for edge in at_edges],
+                inputs,
+                list(at_edges.values()),
+                retain_graph=retain_graph or n < len(arrived) - 1,
+                allow_unused=True,
+            )
+            _add_rows(rows[loss], shared, gradients)
+
+
+def _batched_vjp(
+    arrived: dict[int, dict[Edge, Tensor]], edges: Sequence[Edge], inputs: Sequence[torch.autograd.graph.GradientEdge]
+) -> list[Tensor | None]:
+    """One VJP for several losses at once: for each input `(chunk, *S)`, or None where no loss reaches it."""
+    outputs = [gradient_edge(edge) for edge in edges]
+    stacked = []
+    for edge in edges:
+        like = next(at_edges[edge] for at_edges in arrived.values() if edge in at_edges)
+        zero = torch.zeros((), dtype=like.dtype, device=like.device).expand_as(like)
+        stacked.append(torch.stack([at_edges.get(edge, zero) for at_edges in arrived.values()]))
+    reached: list[bool] = []
+
+    def vjp(*gradients: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(outputs, inputs, gradients, retain_graph=True, allow_unused=True)
+        reached[:] = [gradient is not None for gradient in found]
+        return tuple(gradient for gradient in found if gradient is not None)
+
+    found = iter(torch.func.vmap(vjp)(*stacked))
+    return [next(found) if is_reached else None for is_reached in reached]
+
+
+def _add_rows(row: Rows, shared: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+    for i, gradient in zip(shared, gradients, strict=True):
+        if gradient is not None:
+            before = row[i]
+            row[i] = gradient if before is None else before + gradient
+
+
+def rows_by_backward(
+    graph: LossGraph, starts: Sequence[Tensor], parameters: Sequence[Tensor], *, retain_graph: bool
+) -> Iterator[tuple[int, Rows]]:
+    """Rows from one whole backward per loss, read off `.grad`: for graphs that `autograd.grad` cannot take."""
+    for loss, (root, start) in enumerate(zip(graph.roots, starts, strict=True)):
+        with _own_gradients(parameters):
+            retain = retain_graph or loss < len(starts) - 1
+            torch.autograd.backward([gradient_edge(root)], [start], retain_graph=retain)
+            rows = [parameter.grad for parameter in parameters]
+        yield loss, rows
+
+
+@contextmanager
+def _own_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Put every `.grad` aside, and back again."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"`chunk_size` must be None or a whole number above 0, but it is {chunk_size!r}.")
+    return chunk_size
+
+
+def on_cpu(node: torch.autograd.graph.Node) -> bool:
+    return bool(node._input_metadata[0].device.type == "cpu")  # type: ignore[attr-defined]
+
+
+def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, loss: int, row: Tensor) -> None:
+    arrived[loss][edge] = row
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,271 @@
+"""Sign purity and sign dropout on plain tensors: no modules, no hooks, no optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Keep = float | Callable[[Tensor], Tensor]
+
+
+def sign_purity(rows: Tensor) -> Tensor:
+    r"""Share of the gradient mass that is positive, coordinate by coordinate.
+
+    $$P = \frac{\sum_i \max(g_i, 0)}{\sum_i |g_i|} \in [0, 1]$$
+
+    Args:
+        rows: One gradient per loss, shape `(T, *S)`.
+
+    Returns:
+        Purity, shape `S`, float32 or wider; 0.5 where every row is zero.
+
+    Raises:
+        TypeError: If `rows` is not a real floating-point tensor.
+        ValueError: If `rows` has no loss dimension, or no row.
+
+    Example:
+        >>> sign_purity(torch.tensor([[7.0, 3.0, 0.0], [-3.0, 1.0, 0.0]]))
+        tensor([0.7000, 1.0000, 0.5000])
+
+    Source:
+        Eq. (1) of Chen et al. 2020, [arXiv:2010.06808](https://arxiv.org/abs/2010.06808).
+    """
+    _check_rows(rows)
+    rows = widen(rows)
+    positive, negative = rows.clamp_min(0).sum(0), rows.clamp_max(0).sum(0)
+    purity = positive / (positive - negative)
+    return purity.masked_fill((positive == 0) & (negative == 0), 0.5)
+
+
+def sign_dropout(
+    rows: Tensor,
+    *,
+    uniform: Tensor | None = None,
+    leak: float | Sequence[float] = 0.0,
+    keep: Keep = 1.0,
+    activation: Tensor | None = None,
+    marginalize: int | Sequence[int] | None = None,
+    renormalize: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Combine the rows by Gradient Sign Dropout: pick one sign per coordinate, drop the rest.
+
+    With purity $P$, keep function $f$ and one $U \sim \mathrm{Uniform}[0, 1)$ shared by all losses,
+    the positive sign is picked iff $U < f(P)$, and
+
+    $$\tilde g = \sum_i \bigl(\ell_i + (1 - \ell_i) M_i\bigr) g_i, \qquad
+      M_i = 0 \text{ iff } g_i \text{ has the sign that was not picked.}$$
+
+    Args:
+        rows: One gradient per loss, shape `(T, *S)`.
+        uniform: The draws $U$ in [0, 1), shape `S`, or `S` without the marginalized dims.
+            `None` draws them, in float32 or wider whatever the dtype of `rows`.
+        leak: Share $\ell \in [0, 1]$ of its gradient that a loss keeps whatever the pick: one number, or one per loss.
+        keep: Slope $k \ge 0$ of $f(P) = \mathrm{clip}(½ + k (P - ½), 0, 1)$, or $f$ itself.
+            1 makes the result an unbiased estimate of the sum; 0 ignores purity.
+        activation: The activation $A$ that the rows are gradients of, shape `S`. Needed by `marginalize`.
+        marginalize: Dims of `S` over which one joint decision is taken, on $\sum \mathrm{sgn}(A) \circ g_i$.
+        renormalize: Rescale the result to the norm of the plain sum. It biases the mean, and total
+            cancellation becomes a fixed point.
+        generator: Source of the draws when `uniform` is not given.
+
+    Returns:
+        The combined gradient, shape `S`, dtype of `rows`.
+
+    Raises:
+        TypeError: If `rows` is not a real floating-point tensor.
+        ValueError: If an argument is out of range or does not fit the shape of `rows`.
+
+    Example:
+        >>> rows = torch.tensor([[7.0, 3.0], [-3.0, 1.0]])
+        >>> sign_dropout(rows, uniform=torch.tensor([0.9, 0.9]))
+        tensor([-3.,  4.])
+
+    Source:
+        Algorithm 1 of Chen et al. 2020, [arXiv:2010.06808](https://arxiv.org/abs/2010.06808).
+    """
+    _check_rows(rows)
+    leaks = check_leak(leak, len(rows))
+    keep = check_keep(keep)
+    dims = check_marginalize(marginalize)
+    if dims is not None:
+        if activation is None or activation.shape != rows.shape[1:]:
+            found = "none was given" if activation is None else f"it has shape {tuple(activation.shape)}"
+            raise ValueError(
+                f"`activation` must have the shape of a row, {tuple(rows.shape[1:])}, for `marginalize`, but {found}."
+            )
+        dims = dims_of(dims, activation.ndim)
+    shape = decision_shape(rows.shape[1:], dims)
+    if uniform is None:
+        uniform = draw(shape, rows, generator)
+    elif uniform.numel() != math.prod(shape):
+        raise ValueError(
+            f"`uniform` must have one draw per decision, shape {tuple(shape)}, but it has {tuple(uniform.shape)}."
+        )
+    masked = mask_rows(
+        widen(rows),
+        uniform=uniform.reshape(shape),
+        leaks=leaks,
+        keep=keep,
+        activation=activation,
+        dims=dims,
+        renormalize=renormalize,
+    )
+    return masked.sum(0).to(rows.dtype)
+
+
+def mask_rows(
+    rows: Tensor,
+    *,
+    uniform: Tensor,
+    leaks: Sequence[float],
+    keep: Keep,
+    activation: Tensor | None,
+    dims: tuple[int, ...] | None,
+    renormalize: bool,
+) -> Tensor:
+    """Sign dropout before the sum: `(T, *S)` to `(T, *S)`."""
+    signed = rows
+    if dims is not None:
+        assert activation is not None
+        signed = (rows * activation.sign()).sum([d + 1 for d in dims], keepdim=True)
+    positive, negative = signed.clamp_min(0).sum(0), signed.clamp_max(0).sum(0)
+    picked = uniform < keep_probability(positive, negative, keep)
+    opposite = torch.where(picked, signed < 0, signed > 0).to(rows.dtype)  # 1 - mask
+    drop = 1 - torch.tensor(leaks, dtype=rows.dtype, device=rows.device)
+    # Not leak + (1 - leak) * mask: this form is exactly 1 where nothing is dropped.
+    masked = rows * (1 - drop.reshape(-1, *[1] * (rows.ndim - 1)) * opposite)
+    return masked * norm_ratio(rows.sum(0), masked.sum(0)) if renormalize else masked
+
+
+class SignSums:
+    """Sign dropout from running sums over the rows: its memory does not grow with the number of losses."""
+
+    def __init__(self, *, leaky: bool) -> None:
+        self.leaky = leaky
+        self.total: Tensor | None = None
+
+    def add(self, row: Tensor, leak: float) -> None:
+        # Both sums take the same rows in the same order: only then is `total - positive`
+        # exactly 0 for unanimous signs.
+        if self.total is None:
+            self.dtype = row.dtype
+            self.total = row.to(wide_dtype(row.dtype), copy=True)
+            self.positive = self.total.clamp_min(0)
+            if self.leaky:
+                self.droppable = self.total * (1 - leak)
+                self.droppable_positive = self.positive * (1 - leak)
+            return
+        self.total.add_(row)
+        if not hasattr(self, "part"):
+            self.part = torch.empty_like(self.total)  # one buffer, warm in the cache
+        part = torch.clamp_min(row, 0, out=self.part)
+        self.positive.add_(part)
+        if self.leaky:
+            self.droppable.add_(row, alpha=1 - leak)
+            self.droppable_positive.add_(part, alpha=1 - leak)
+
+    def result(self, uniform: Tensor, keep: Keep, *, renormalize: bool) -> Tensor:
+        """The combined gradient; the sums are used up."""
+        assert self.total is not None
+        negative = (self.total - self.positive).clamp_max_(0)
+        picked = (uniform < keep_probability(self.positive, negative, keep)).to(self.total.dtype)
+        # lerp multiplies: an inf on the dropped side becomes NaN, and an overflow stays visible.
+        if self.leaky:
+            dropped = (self.droppable - self.droppable_positive).lerp(self.droppable_positive, 1 - picked)
+            combined = self.total - dropped
+        else:
+            combined = negative.lerp_(self.positive, picked)
+        if renormalize:
+            combined = combined * norm_ratio(self.total, combined)
+        return combined.to(self.dtype)
+
+
+def keep_probability(positive: Tensor, negative: Tensor, keep: Keep) -> Tensor:
+    """f(P) from the positive and negative mass; where there is no mass it does not matter."""
+    purity = positive / (positive - negative)  # exactly 1 or 0 where the signs agree
+    if callable(keep):
+        return keep(purity.masked_fill((positive == 0) & (negative == 0), 0.5))
+    return purity if keep == 1 else ((purity - 0.5) * keep + 0.5).clamp_(0, 1)
+
+
+def norm_ratio(total: Tensor, combined: Tensor) -> Tensor:
+    """‖total‖ / ‖combined‖, or 1 where nothing is left to rescale."""
+    size = combined.norm()
+    return torch.where(size > 0, total.norm() / size, torch.ones_like(size))
+
+
+def draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """U ~ Uniform[0, 1), in float32 or wider: half-precision draws reach 1 and would drop unanimous gradients."""
+    return torch.rand(tuple(shape), dtype=wide_dtype(like.dtype), device=like.device, generator=generator)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widen(rows: Tensor) -> Tensor:
+    return rows.to(wide_dtype(rows.dtype))
+
+
+def decision_shape(shape: Sequence[int], dims: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Shape of the draws: size 1 along the marginalized dims."""
+    return tuple(1 if d in (dims or ()) else size for d, size in enumerate(shape))
+
+
+def dims_of(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """`marginalize` as non-negative dims of an activation with `ndim` dims."""
+    for d in dims:
+        if not -ndim <= d < ndim:
+            raise ValueError(f"`marginalize` names dim {d}, but the activation has only {ndim} dims.")
+    positive = tuple(sorted({d % ndim for d in dims}))
+    if len(positive) < len(dims):
+        raise ValueError(f"`marginalize` names one dim of the activation twice: {dims}.")
+    return positive
+
+
+def check_leak(leak: float | Sequence[float], n_losses: int | None = None) -> tuple[float, ...]:
+    """The leaks as numbers in [0, 1]; one for each of `n_losses` where that is known."""
+    single = isinstance(leak, (int, float))
+    leaks = (float(leak),) * (n_losses or 1) if isinstance(leak, (int, float)) else tuple(float(x) for x in leak)
+    for i, value in enumerate(leaks):
+        if not 0 <= value <= 1:
+            where = "`leak`" if single else f"`leak[{i}]`"
+            raise ValueError(f"{where} must be between 0 (pure GradDrop) and 1 (never dropped), but it is {value}.")
+    if n_losses is not None and len(leaks) != n_losses:
+        raise ValueError(
+            f"`leak` has {len(leaks)} values for {n_losses} losses. Give one number, or one number per loss."
+        )
+    return leaks
+
+
+def check_keep(keep: Keep) -> Keep:
+    if callable(keep):
+        return keep
+    if not isinstance(keep, (int, float)):
+        raise TypeError(f"`keep` must be a number or a function of the purity, but it is {type(keep).__name__}.")
+    if not 0 <= keep < math.inf:
+        raise ValueError(f"`keep` must be 0 or a finite number above it, but it is {keep}.")
+    return float(keep)
+
+
+def check_marginalize(marginalize: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if marginalize is None:
+        return None
+    dims = (marginalize,) if isinstance(marginalize, int) else tuple(marginalize)
+    if not dims or any(isinstance(d, bool) or not isinstance(d, int) for d in dims):
+        raise ValueError(f"`marginalize` must be a dim or several dims of the activation, but it is {marginalize!r}.")
+    return dims
+
+
+def _check_rows(rows: Tensor) -> None:
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        found = str(rows.dtype) if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"`rows` must be a real floating-point tensor of shape (T, *S), but it is {found}.")
+    if rows.ndim == 0 or len(rows) == 0:
+        raise ValueError(
+            f"`rows` must have one row per loss, shape (T, *S) with T > 0, but it has shape {tuple(rows.shape)}."
+        )
