@@ -151,7 +151,9 @@ class _Held:
                 weights = self._gramian_weights(transform, blocks)
             else:
                 for block in blocks:
-                    block.rows = transform.transform(block.rows, Site(self.losses.at(block.positions), block.activation))
+                    block.rows = transform.transform(
+                        block.rows, Site(self.losses.at(block.positions), block.activation)
+                    )
         results: list[Tensor | None] = [
             self._rows(site)[0] if len(positions) == 1 else None for site, positions in enumerate(self.positions)
         ]
@@ -211,4 +213,5 @@ class _Block:
         if weights is None:
             return self.rows.sum(0, dtype=wide_dtype(self.rows.dtype)).to(self.rows.dtype)
         column_sums = weights if weights.ndim == 1 else weights.sum(0)
-        return torch.tensordot(column_sums[self.positions].to(self.rows.dtype), self.rows, 1)
+        combined: Tensor = torch.tensordot(column_sums[self.positions].to(self.rows.dtype), self.rows, 1)
+        return combined

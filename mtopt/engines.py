@@ -113,9 +113,7 @@ def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Repor
     for edge in handlers:
         for loss in meetings[edge].roots:
             starts[loss] = torch.zeros_like(starts[loss])
-    sites = [
-        step.site_report(_kind(edge), meetings[edge].shape, step.graph.losses_at(edge)) for edge in marked
-    ]
+    sites = [step.site_report(_kind(edge), meetings[edge].shape, step.graph.losses_at(edge)) for edge in marked]
     how = "one ordinary backward, rows combined at the named modules"
     report = step.report(how + (", after VJPs from the losses to them" if ahead else ""), sites, batching.used)
     with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
@@ -132,7 +130,7 @@ def backward_at_parameters(step: Backward, parameters: Sequence[Tensor], batchin
         # Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad.
         targets = [parameter for parameter in parameters if parameter.requires_grad]
         shared = list(range(len(targets)))
-        owners = [range(len(step.losses))] * len(targets)
+        owners = [list(range(len(step.losses)))] * len(targets)
         stream = partial(rows_by_backward, step.graph, parameters=targets, retain_graph=step.retain_graph)
         how = "one whole backward per loss, because of reentrant checkpointing"
     else:
@@ -182,7 +180,7 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         else:
             parameter.grad = gradient.detach()
-    for hook in (parameter._post_accumulate_grad_hooks or {}).values():  # type: ignore[attr-defined]
+    for hook in (parameter._post_accumulate_grad_hooks or {}).values():
         hook(parameter)
 
 
@@ -214,7 +212,7 @@ def _combined_ahead(
         (gradient,) = combination.result()
         if gradient is not None:
             sizes = [_shape(edge)[dim] for edge in group] if len(group) > 1 else []
-            combined.update(zip(group, gradient.split(sizes, dim) if sizes else [gradient], strict=True))
+            combined.update(zip(group, torch.split(gradient, sizes, dim) if sizes else (gradient,), strict=True))
     return combined
 
 
@@ -285,7 +283,8 @@ def _check_marked(step: Backward, marked: Iterable[Edge]) -> None:
 
 def _refuse_layers(step: Backward) -> None:
     for node in step.graph.edges:
-        if isinstance(node, FanOut._backward_cls) and node.layer.pipeline.row_transforms:
+        layer = getattr(node, "layer", None)
+        if isinstance(node, FanOut._backward_cls) and layer is not None and layer.pipeline.row_transforms:
             raise RuntimeError(
                 "The model has a MultiLossLayer, which combines the gradients itself, so that the optimizer's "
                 "`transforms` would find them already combined. Give `transforms=[]` to the optimizer, or take out the "

@@ -45,11 +45,11 @@ class Meeting:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(_metadata(self.edge).shape)
+        return tuple(metadata_of(self.edge).shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = _metadata(self.edge).dtype
+        dtype: torch.dtype = metadata_of(self.edge).dtype
         return dtype
 
     def disjoint(self) -> bool:
@@ -61,7 +61,7 @@ class Meeting:
             read = torch.zeros(self.shape, dtype=torch.bool)
             for node, k, owner in self.entries:
                 if owner == loss:
-                    gradients = node(torch.ones(tuple(_metadata((node, 0)).shape)))  # type: ignore[operator]
+                    gradients = node(torch.ones(tuple(metadata_of((node, 0)).shape)))  # type: ignore[operator]
                     read |= (gradients[k] if isinstance(gradients, tuple) else gradients).cpu() != 0
             readers += read
         return int(readers.max()) < 2
@@ -176,8 +176,9 @@ class LossGraph:
                     raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
 
 
-def _metadata(edge: Edge) -> Any:
-    return edge[0]._input_metadata[edge[1]]  # type: ignore[attr-defined]
+def metadata_of(edge: Edge) -> Any:
+    """Shape, dtype and device of the tensor at an edge."""
+    return edge[0]._input_metadata[edge[1]]
 
 
 def edge_of(tensor: Tensor) -> Edge:

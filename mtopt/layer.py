@@ -43,9 +43,7 @@ class MultiLossLayer(nn.Module):
         The "simple deep layer" of Chen et al. 2020, [arXiv:2010.06808](https://arxiv.org/abs/2010.06808), section 3.
     """
 
-    def __init__(
-        self, losses: int | Sequence[str], transforms: Transform | Iterable[Transform] | None = None
-    ) -> None:
+    def __init__(self, losses: int | Sequence[str], transforms: Transform | Iterable[Transform] | None = None) -> None:
         super().__init__()
         names = None if isinstance(losses, int) else tuple(losses)
         n_losses = losses if isinstance(losses, int) else len(losses)
@@ -71,7 +69,7 @@ class MultiLossLayer(nn.Module):
         if not self.training or not self.pipeline.row_transforms:
             return (activation,) * len(self.losses)
         refuse_ranks(self.pipeline, None)
-        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self)
+        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self)  # type: ignore[no-untyped-call]
         return aliases
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .graph import Edge, edge_of
+from .graph import Edge, edge_of, metadata_of
 from .methods.base import Losses
 
 LossesLike = Sequence[Tensor | None] | Mapping[str, Tensor | None] | Tensor
@@ -25,7 +25,7 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
         if losses.ndim != 1:
             raise ValueError(
                 f"`losses` must be a list, a dict or a 1-D tensor with one loss per entry, but it is a tensor of "
-                f"shape {tuple(losses.shape)}. A single loss needs no mtopt: call .backward() on it, or wrap it in a list."
+                f"shape {tuple(losses.shape)}. A single loss needs no mtopt: call its .backward()."
             )
         _check_differentiable(losses, "losses")
         if len(losses) == 0:
@@ -46,7 +46,7 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
     if not present:
         raise ValueError(f"`losses` is empty: {'every loss is None' if entries else 'give at least one loss'}.")
     edges: dict[Edge, str] = {}
-    values = []
+    scalars = []
     for i in present:
         loss, label = entries[i], labels[i]
         if not isinstance(loss, Tensor):
@@ -63,24 +63,25 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
                 f"LossWeighting."
             )
         edges[edge] = label
-        values.append(loss.detach().reshape(()))
-    common = torch.stack([value.to(values[0].device, torch.float32) for value in values]) if _mixed(values) else None
-    stacked = torch.stack(values) if common is None else common
-    return Losses(tuple(present), len(entries), names, stacked), list(edges)
+        scalars.append(loss.detach())
+    return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
 
 
 def cotangents(graph_edges: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:
     """The gradient that each loss starts with: 1, or its weight."""
+    ones: dict[object, Tensor] = {}
     starts = []
-    for i, (node, number) in enumerate(graph_edges):
-        metadata = node._input_metadata[number]  # type: ignore[attr-defined]
-        start = torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
-        starts.append(start if weights is None else start * weights[i].to(start))
+    for i, edge in enumerate(graph_edges):
+        metadata = metadata_of(edge)
+        key = (tuple(metadata.shape), metadata.dtype, metadata.device)
+        if key not in ones:
+            ones[key] = torch.ones(key[0], dtype=metadata.dtype, device=metadata.device)
+        starts.append(ones[key] if weights is None else ones[key] * weights[i].to(ones[key]))
     return starts
 
 
 def _losses_of_vector(losses: Tensor) -> tuple[Losses, list[Edge]]:
-    known = Losses(tuple(range(len(losses))), len(losses), None, losses.detach())
+    known = Losses(tuple(range(len(losses))), len(losses), None, losses.detach().unbind())
     node = losses.grad_fn
     if node is not None and node.name() == "StackBackward0":  # torch.stack of scalars: look at the scalars themselves
         edges = [edge for edge in node.next_functions if edge[0] is not None]
@@ -101,7 +102,3 @@ def _check_differentiable(loss: Tensor, label: str) -> None:
         raise ValueError(
             f"`{label}` does not require grad: nothing it depends on can be trained. Leave it out, or give None for it."
         )
-
-
-def _mixed(values: Sequence[Tensor]) -> bool:
-    return len({(value.dtype, value.device) for value in values}) > 1

@@ -1,4 +1,4 @@
-"""MultiLossOptimizer: passes as the optimizer that it wraps, and adds a backward of several losses. No gradient maths."""
+"""MultiLossOptimizer: passes as the optimizer that it wraps, and adds a backward of several losses. No maths."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -45,6 +44,7 @@ class MultiLossOptimizer(Optimizer):
         ValueError: If an argument has a wrong value, or `marginalize` is asked for where no activation is known.
 
     Example:
+        >>> import torch
         >>> model = nn.ModuleDict({"trunk": nn.Linear(4, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
         >>> optimizer = MultiLossOptimizer(torch.optim.AdamW(model.parameters()))
         >>> features = model["trunk"](torch.ones(2, 4)).relu()
@@ -148,7 +148,7 @@ class MultiLossOptimizer(Optimizer):
                     f"`losses` are evaluated several times in one step of {type(self.inner).__name__}. Give a closure "
                     f"that clears the gradients, computes the losses and returns them."
                 )
-            self.backward(cast(LossesLike, losses))
+            self.backward(losses)
         if closure is None:
             return self.inner.step()
         return self.inner.step(self._evaluation(closure))
@@ -181,7 +181,7 @@ class MultiLossOptimizer(Optimizer):
     # -- all of Optimizer, delegated -----------------------------------------------------------------------------------
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
     @param_groups.setter
@@ -189,7 +189,7 @@ class MultiLossOptimizer(Optimizer):
         self.inner.param_groups = value
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self.inner.state
 
     @state.setter
@@ -197,7 +197,7 @@ class MultiLossOptimizer(Optimizer):
         self.inner.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         return self.inner.defaults
 
     @defaults.setter

@@ -29,6 +29,6 @@ def refuse_ranks(pipeline: Pipeline, group: Any, *, parameters: bool = False) ->
     else:
         return
     raise RuntimeError(
-        f"Several ranks are running, and {what} must then be agreed among them, which mtopt cannot do yet. Use GradDrop "
-        f"without `marginalize` at activations, where each example's decision is its own."
+        f"Several ranks are running, and {what} must then be agreed among them, which mtopt cannot do yet. Use "
+        f"GradDrop without `marginalize` at activations, where each example's decision is its own."
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arrivals import rows_taken
-from .graph import AccumulateGrad, Edge, LossGraph, Meeting, edge_of, gradient_edge
+from .graph import AccumulateGrad, Edge, LossGraph, Meeting, edge_of, gradient_edge, metadata_of
 from .losses import LossesLike, cotangents, read_losses
 
 DEFAULT_CHUNK = 4
@@ -40,9 +40,14 @@ class Batching:
             self.used = f"loop, because vmap could not work: {self.refusal}"
             return 1
         if self.chunk_size is not None:
-            self.used = "loop, as asked" if self.chunk_size == 1 else f"vmap, {self.chunk_size} losses at a time, as asked"
+            self.used = (
+                "loop, as asked" if self.chunk_size == 1 else f"vmap, {self.chunk_size} losses at a time, as asked"
+            )
             return self.chunk_size
-        if any(graph.shared(node) and node.name() == "ConvolutionBackward0" and on_cpu(node) for node in graph.edges):
+        if any(
+            graph.shared(node) and node.name() == "ConvolutionBackward0" and metadata_of((node, 0)).device.type == "cpu"
+            for node in graph.edges
+        ):
             self.used = "loop, because batched convolutions are slower on a CPU"
             return 1
         self.used = f"vmap, {DEFAULT_CHUNK} losses at a time"
@@ -103,15 +108,15 @@ def per_loss_gradients(
     graph = LossGraph(roots)
     graph.check_alive()
     batching = Batching(check_chunk_size(chunk_size))
-    results: list[Tensor | None] = [None] * len(targets)
-    for loss, rows in rows_below(graph, cotangents(roots, None), targets, batching, retain_graph=retain_graph):
-        for i, row in enumerate(rows):
+    distinct = list(dict.fromkeys(targets))
+    results: dict[Edge, Tensor] = {}
+    for loss, rows in rows_below(graph, cotangents(roots, None), distinct, batching, retain_graph=retain_graph):
+        for edge, row in zip(distinct, rows, strict=True):
             if row is not None:
-                result = results[i]
-                if result is None:
-                    result = results[i] = row.to_dense().new_zeros(len(present), *row.shape)
-                result[loss] = row
-    return tuple(results)
+                if edge not in results:
+                    results[edge] = row.to_dense().new_zeros(len(present), *row.shape)
+                results[edge][loss] = row.to_dense()
+    return tuple(results.get(edge) for edge in targets)
 
 
 def rows_below(
@@ -134,7 +139,7 @@ def rows_below(
 
 
 def _chunks(n_losses: int, size: int) -> Iterator[range]:
-    """Runs of losses; the last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph."""
+    """Runs of losses; the last stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph."""
     for start in range(0, n_losses - 1, size):
         yield range(start, min(start + size, n_losses - 1))
     yield range(n_losses - 1, n_losses)
@@ -150,7 +155,7 @@ def _exclusive_pass(
     *,
     retain_graph: bool,
 ) -> dict[int, dict[Edge, Tensor]]:
-    """Differentiate what one loss alone reaches. Returns each loss's row at each meeting; fills in exclusive targets."""
+    """Differentiate what one loss alone reaches: returns its row at each meeting, fills in its exclusive targets."""
     arrived: dict[int, dict[Edge, Tensor]] = {loss: {} for loss in losses}
     here, handlers = [], []
     for meeting in meetings:
@@ -205,14 +210,17 @@ def _shared_pass(
     inputs = [gradient_edge(targets[i]) for i in shared]
     if len(arrived) > 1:
         try:
-            batched = _batched_vjp(arrived, edges, inputs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="There is a performance drop")  # vmap without a batching rule
+                batched = _batched_vjp(arrived, edges, inputs)
         except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
             batching.give_up(error)
         else:
             for n, loss in enumerate(arrived):
                 # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
                 reached = [graph.reach[targets[i][0]] >> loss & 1 for i in shared]
-                _add_rows(rows[loss], shared, [g[n] if g is not None and r else None for g, r in zip(batched, reached)])
+                found = [g[n] if g is not None and r else None for g, r in zip(batched, reached, strict=True)]
+                _add_rows(rows[loss], shared, found)
             return
     for n, (loss, at_edges) in enumerate(arrived.items()):
         if at_edges:
@@ -283,10 +291,6 @@ def check_chunk_size(chunk_size: int | None) -> int | None:
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"`chunk_size` must be None or a whole number above 0, but it is {chunk_size!r}.")
     return chunk_size
-
-
-def on_cpu(node: torch.autograd.graph.Node) -> bool:
-    return bool(node._input_metadata[0].device.type == "cpu")  # type: ignore[attr-defined]
 
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, loss: int, row: Tensor) -> None:

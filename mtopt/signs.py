@@ -159,6 +159,7 @@ class SignSums:
                 self.droppable = self.total * (1 - leak)
                 self.droppable_positive = self.positive * (1 - leak)
             return
+        row = row.to(self.total.dtype)
         self.total.add_(row)
         if not hasattr(self, "part"):
             self.part = torch.empty_like(self.total)  # one buffer, warm in the cache

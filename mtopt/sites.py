@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from .graph import Edge, LossGraph, edge_of
@@ -56,7 +57,7 @@ class MarkSite:
                 activation = tensor.detach()  # shares storage and version counter
             node, number = edge_of(tensor)
             mark = Mark(self.owner, self.module, output, number, activation, tensor._version)
-            node.metadata.setdefault(_KEY, []).append(mark)
+            _marks(node).append(mark)
 
 
 def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
@@ -67,7 +68,7 @@ def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
     """
     marked: dict[Edge, Mark] = {}
     for node in graph.edges:
-        for mark in node.metadata.get(_KEY, ()):
+        for mark in _marks(node):
             if mark.owner == owner:
                 if mark.activation is not None and mark.activation._version != mark.version:
                     raise RuntimeError(
@@ -78,8 +79,14 @@ def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
     return marked
 
 
+def _marks(node: Node) -> list[Mark]:
+    metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]  # a property, whatever its stub says
+    marks: list[Mark] = metadata.setdefault(_KEY, [])
+    return marks
+
+
 def joint_groups(marked: dict[Edge, Mark], dim: int) -> list[list[Edge]]:
-    """The calls on which a decision marginalized over `dim` is joint: one output of one module, of one shape but for `dim`."""
+    """The calls on which a decision marginalized over `dim` is joint: one output of one module, alike but for `dim`."""
     groups: dict[tuple[object, ...], list[Edge]] = {}
     for edge, mark in marked.items():
         assert mark.activation is not None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -18,13 +20,13 @@ class Losses:
         indices: Place of each loss in the user's list.
         n_losses: Length of the user's list, absent losses included.
         names: Names of the whole list, where it was given as a dict.
-        values: Detached loss values, shape `(len(indices),)`; `None` inside a `MultiLossLayer`, which sees no loss.
+        scalars: The detached losses; `None` inside a `MultiLossLayer`, which sees no loss.
     """
 
     indices: tuple[int, ...]
     n_losses: int
     names: tuple[str, ...] | None = None
-    values: Tensor | None = None
+    scalars: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,8 +38,20 @@ class Losses:
 
     def at(self, positions: Sequence[int]) -> Losses:
         """The losses at some positions of this one."""
-        values = None if self.values is None else self.values[list(positions)]
-        return Losses(tuple(self.indices[p] for p in positions), self.n_losses, self.names, values)
+        scalars = None if self.scalars is None else tuple(self.scalars[p] for p in positions)
+        return Losses(tuple(self.indices[p] for p in positions), self.n_losses, self.names, scalars)
+
+    @property
+    def values(self) -> Tensor:
+        """Detached loss values, shape `(len(self),)`, on the first loss's device, in the widest of their dtypes.
+
+        Raises:
+            RuntimeError: Inside a `MultiLossLayer`, which sees no loss.
+        """
+        if self.scalars is None:
+            raise RuntimeError("A MultiLossLayer sees no loss values. Give this transform to a MultiLossOptimizer.")
+        dtype = reduce(torch.promote_types, (scalar.dtype for scalar in self.scalars))
+        return torch.stack([scalar.reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Site:
     activation: Tensor | None = None
 
 
-class Transform(ABC):
+class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
     """A step between the losses and the sum of their gradients."""
 
     scale_equivariant = True

@@ -1,0 +1,1 @@
+"""The demo: GradDrop against the plain sum on overlaid digits. The library imports nothing from here."""

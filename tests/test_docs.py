@@ -1,0 +1,188 @@
+"""The docs: every code block runs, every public name is described, and the site loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import mtopt
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DEMO_COMMAND = 'pip install ".[demo]" && python -m mtopt'
+TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+
+
+class Block(NamedTuple):
+    language: str
+    line: int  # of its opening fence, from 1
+    text: str
+    closed: int
+
+
+def blocks(markdown: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    found = []
+    opened: tuple[str, int] | None = None
+    lines = markdown.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if opened is None and line.lstrip().startswith("```"):
+            opened = line.strip().removeprefix("```"), number
+        elif opened is not None and line.strip() == "```":
+            found.append(Block(*opened, "\n".join(lines[opened[1] : number - 1]) + "\n", number))
+            opened = None
+    assert opened is None, f"the fence of line {opened} is never closed"
+    return found
+
+
+def expected_output(block: Block, following: Block | None, markdown: str) -> str | None:
+    """A text block right behind a python block is what it prints."""
+    if following is None or following.language != "text":
+        return None
+    between = markdown.splitlines()[block.closed : following.line - 1]
+    return None if any(between) else following.text
+
+
+def run_page(page: Path) -> None:
+    """Run a page's python blocks from top to bottom, in one namespace."""
+    markdown = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    found = blocks(markdown)
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        assert block.language in ("python", "text", "bash", "bibtex"), f"{page}:{block.line}: {block.language!r}"
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        with redirect_stdout(printed):  # the padding gives tracebacks the page's own line numbers
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+        expected = expected_output(block, following, markdown)
+        if expected is not None:
+            assert printed.getvalue() == expected, f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_code_block_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        run_page(page)
+
+
+def test_a_failing_block_is_reported_at_its_own_line(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```python\nx = 1\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as info:
+        run_page(page)
+    assert (info.traceback[-1].path, info.traceback[-1].lineno + 1) == (page, 5)
+
+
+def test_a_wrong_output_is_an_error(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md:1"):
+        run_page(page)
+
+
+def test_the_api_page_lists_every_public_name_once():
+    documented = re.findall(r"^::: mtopt\.(\S+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(mtopt.__all__)
+
+
+def test_the_readme_has_both_commands_and_ci_runs_the_second():
+    bash = [block.text for block in blocks(PAGES[0].read_text(encoding="utf-8")) if block.language == "bash"]
+    assert bash == [f"{DEMO_COMMAND}\n", f"{TEST_COMMAND}\n"]
+    assert TEST_COMMAND in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+# -- the built site ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built once for all tests. A broken link or a formula that cannot be read stops it."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return target
+
+
+LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+OUTSIDE = re.compile(r"(?i)\s*(https?:)?//")
+
+
+class Loaded(HTMLParser):
+    """Collects what a browser loads by itself for a page: not the links that a reader may follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.tags: list[str] = []
+        self.css: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        given = {name: value or "" for name, value in attrs}
+        if tag == "link" and not LOADING_LINKS & set(given.get("rel", "").split()):
+            return
+        loading = ("src", "srcset", "data", "poster") if tag != "link" else ("href",)
+        self.urls += [given[name] for name in loading if name in given]
+        if tag in ("image", "use"):
+            self.urls += [given[name] for name in ("href", "xlink:href") if name in given]
+        self.css.append(given.get("style", ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "style":
+            self.css.append(data)
+
+
+def loaded(page: str) -> Loaded:
+    parser = Loaded()
+    parser.feed(page)
+    return parser
+
+
+def css_urls(css: str) -> list[str]:
+    return re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", css)
+
+
+def test_the_site_loads_nothing_from_another_host(site):
+    for page in site.rglob("*.html"):
+        parser = loaded(page.read_text(encoding="utf-8"))
+        urls = parser.urls + [url for css in parser.css for url in css_urls(css)]
+        assert urls, page
+        assert not [url for url in urls if OUTSIDE.match(url)], page
+    for sheet in site.rglob("*.css"):
+        assert not [url for url in css_urls(sheet.read_text(encoding="utf-8")) if OUTSIDE.match(url)], sheet
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/css">',
+        '<img src="http://badge.example/b.svg">',
+    ],
+)
+def test_an_outside_url_would_be_seen(html):
+    assert [url for url in loaded(html).urls if OUTSIDE.match(url)]
+
+
+def test_a_font_from_another_host_would_be_seen():
+    (css,) = [css for css in loaded("<style>@font-face { src: url('https://a.example/f.woff2') }</style>").css if css]
+    assert css_urls(css) == ["https://a.example/f.woff2"]
+
+
+def test_every_formula_is_mathml(site):
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    assert not [page for page, html in pages.items() if re.search(r'class="arithmatex">\\', html)]
+    for name in ("how-it-works", "api"):
+        assert "math" in loaded(pages[site / name / "index.html"]).tags
