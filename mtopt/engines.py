@@ -65,7 +65,7 @@ def backward_at_activations(step: Backward) -> Report:
     """The frontier: rows where the losses first meet, combined within one ordinary backward."""
     _refuse_layers(step)
     meetings = [meeting for meeting in step.graph.frontier() if len(meeting.losses) > 1]
-    _check_meetings(meetings)
+    _check_meetings(step, meetings)
     on_leaf = any(type(meeting.edge[0]) is AccumulateGrad for meeting in meetings)
     refuse_ranks(step.pipeline, step.process_group, parameters=on_leaf)
     starts = step.starts()
@@ -98,7 +98,7 @@ def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Repor
     meetings = {edge: step.graph.meeting_at(edge) for edge in marked}
     direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]
     ahead = [group for group in groups if group not in direct]
-    _check_meetings([meetings[group[0]] for group in direct], also=any(_n_losses(step, group) > 1 for group in ahead))
+    _check_meetings(step, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1])
     starts = step.starts()
     handlers: dict[Edge, tuple[Take, Finish]] = {}
     for (edge,) in direct:
@@ -248,17 +248,19 @@ def _check_real(dtype: torch.dtype) -> None:
         )
 
 
-def _check_meetings(meetings: Sequence[Meeting], *, also: bool = False) -> None:
+def _check_meetings(step: Backward, meetings: Sequence[Meeting], *, joint: Sequence[Sequence[Edge]] = ()) -> None:
     """Raise if no transform would have anything to decide on."""
     for meeting in meetings:
         _check_real(meeting.dtype)
-    meeting_again = [meeting for meeting in meetings if len(meeting.losses) > 1]
-    if not meeting_again and not also:
+    if any(_n_losses(step, group) > 1 for group in joint):
+        return
+    several = [meeting for meeting in meetings if not meeting.separate or len(meeting.losses) > 1]
+    if not several:
         raise RuntimeError(
             "The `losses` never meet at one tensor, so there is nothing to combine: they share nothing, or one opaque "
             "node (a compiled model, a split batch) returns a tensor of its own for each. " + WAYS_OUT
         )
-    if not also and all(meeting.disjoint() for meeting in meeting_again):
+    if step.pipeline.marginalized is None and all(step.graph.disjoint(meeting) for meeting in several):
         raise RuntimeError(
             "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
             "them and there is nothing to combine. " + WAYS_OUT

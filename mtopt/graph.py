@@ -52,22 +52,10 @@ class Meeting:
         dtype: torch.dtype = metadata_of(self.edge).dtype
         return dtype
 
-    def disjoint(self) -> bool:
-        """Whether the losses read different parts of the tensor, so that no coordinate is reached by two."""
-        if self.roots or not all(node.name() in _SELECTING for node, _, _ in self.entries):
-            return False
-        readers = torch.zeros(self.shape, dtype=torch.int32)
-        for loss in self.losses:
-            read = torch.zeros(self.shape, dtype=torch.bool)
-            for node, k, owner in self.entries:
-                if owner == loss:
-                    gradients = node(torch.ones(tuple(metadata_of((node, 0)).shape)))  # type: ignore[operator]
-                    read |= (gradients[k] if isinstance(gradients, tuple) else gradients).cpu() != 0
-            readers += read
-        return int(readers.max()) < 2
 
-
-_SELECTING = {"SliceBackward0", "SelectBackward0", "IndexBackward0", "IndexSelectBackward0", "MaskedSelectBackward0"}
+# Nodes that read a part of a tensor: their gradient is zero elsewhere.
+_SELECTING = {f"{name}Backward0" for name in ("Slice", "Select", "Index", "IndexSelect", "MaskedSelect")}
+_SPLITTING = {f"{name}Backward0" for name in ("Split", "SplitWithSizes", "Unbind")}
 
 
 class LossGraph:
@@ -146,6 +134,31 @@ class LossGraph:
                     loss = SEVERAL if self.shared(node) else self.reach[node].bit_length() - 1
                     meeting.entries.append((node, k, loss))
         return meeting
+
+    def disjoint(self, meeting: Meeting) -> bool:
+        """Whether the losses read different parts of the tensor, so that no coordinate is reached by two of them."""
+        if meeting.roots or not all(node.name() in _SELECTING | _SPLITTING for node, _, _ in meeting.entries):
+            return False
+        read: dict[int, Tensor] = {}  # for each loss where it reads
+        for node, k, _ in meeting.entries:
+            for number, metadata in enumerate(node._input_metadata):
+                reach = self._reach_of_edge((node, number))
+                if reach & (reach - 1):
+                    return False
+                gradients: list[Tensor | None] = [None] * len(node._input_metadata)
+                gradients[number] = torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+                found = node(*gradients)  # type: ignore[operator]
+                part = (found[k] if isinstance(found, tuple) else found) != 0
+                read[reach] = read[reach] | part if reach in read else part
+        return int(sum(part.int() for part in read.values()).max()) < 2  # type: ignore[union-attr]
+
+    def _reach_of_edge(self, edge: Edge) -> int:
+        """The losses that reach one output of a node, as a bit mask."""
+        mask = sum(1 << loss for loss, root in enumerate(self.roots) if root == edge)
+        for node, children in self.edges.items():
+            if edge in children:
+                mask |= self.reach[node]
+        return mask
 
     def nested(self, meetings: Sequence[Meeting]) -> bool:
         """Whether one meeting lies below another (a skip connection)."""

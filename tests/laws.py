@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def integrate(rows: Tensor, function: Callable[[Tensor], Tensor], **settings: ob
     thresholds = keep(purity) if callable(keep) else (0.5 + keep * (purity - 0.5)).clamp(0, 1)
     ends = torch.cat([torch.zeros(1), thresholds.flatten(), torch.ones(1)]).to(rows.dtype).sort().values
     total = torch.zeros_like(rows[0])
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in pairwise(ends):
         if high > low:
             uniform = ((low + high) / 2).expand(rows.shape[1:])
             total = total + (high - low) * function(mtopt.sign_dropout(rows, uniform=uniform, **settings))

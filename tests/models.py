@@ -435,7 +435,9 @@ def two_groups_of_losses() -> Case:
     def forward() -> Run:
         x = net["stem"](inputs()).tanh()
         u, v = net["left"](x).tanh(), net["right"](x).sin()
-        return Run([mse(head(z), i) for i, (head, z) in enumerate(zip(net["heads"], (u, u, v, v)))], [u, v])
+        return Run(
+            [mse(head(z), i) for i, (head, z) in enumerate(zip(net["heads"], (u, u, v, v), strict=True))], [u, v]
+        )
 
     return Case(net, forward)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def run_page(page: Path) -> None:
     markdown = page.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "__main__"}
     found = blocks(markdown)
-    for block, following in zip(found, [*found[1:], None], strict=True):
+    for block, following in zip_longest(found, found[1:]):
         assert block.language in ("python", "text", "bash", "bibtex"), f"{page}:{block.line}: {block.language!r}"
         if block.language != "python":
             continue

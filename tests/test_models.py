@@ -110,8 +110,9 @@ def test_rows_that_stay_as_they_are_make_the_plain_sum(case):
             optimizer.backward(case.run().losses)
         except RuntimeError as error:
             # One node makes all losses, so nothing meets at activations: said, not silently skipped.
-            assert "never meet" in str(error) and not run.sites and at == "activations"
-            continue
+            if "never meet" in str(error) and not run.sites and at == "activations":
+                continue
+            raise
         assert_equal_gradients(gradients(case), [rows[0] for rows in expected])
 
 
@@ -130,7 +131,7 @@ def test_parameters(case, transform, chunk_size):
         if not case.vmap:
             warnings.simplefilter("ignore", RuntimeWarning)
         if any(p.is_complex() for p in case.parameters):
-            with pytest.raises(TypeError, match="dtype torch.complex128"):
+            with pytest.raises(TypeError, match=r"dtype torch\.complex128"):
                 optimizer.backward(run.losses)
             return
         optimizer.backward(run.losses)
@@ -162,10 +163,8 @@ def test_a_named_module(name, transform):
     case = MODELS[name]()
     seen: list[Tensor] = []
     hook = case.model["trunk"].register_forward_hook(lambda module, args, output: seen.append(output))
-    if "in_place" in name:  # the hook would see the changed tensor: state the site by the model instead
-        expected = None
-    else:
-        expected = expected_with_sites(name, case, seen)
+    # An in-place change shows in what the hook has seen, so that case states nothing, and only runs.
+    expected = None if "in_place" in name else expected_with_sites(name, case, seen)
     hook.remove()
     optimizer = optimizer_for(case, transform, at=case.model["trunk"])
     run = case.run()

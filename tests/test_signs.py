@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,7 @@ def marginalized_mean(rows: Tensor, activation: Tensor, dims: tuple[int, ...]) -
     marginals = (rows * activation.sign()).sum([d + 1 for d in dims], keepdim=True)
     ends = torch.cat([torch.zeros(1), sign_purity(marginals).flatten(), torch.ones(1)]).double().sort().values
     mean = torch.zeros_like(rows[0])
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in pairwise(ends):
         uniform = torch.full(marginals.shape[1:], float(low + high) / 2, dtype=torch.float64)
         result = sign_dropout(rows, uniform=uniform, activation=activation, marginalize=dims)
         mean += (high - low) * result

@@ -42,7 +42,7 @@ def make_table(results: Results, costs: Mapping[str, Cost]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("", min_width=24, no_wrap=True)
     for method in METHODS:
         table.add_column(method, justify="right", min_width=12, max_width=12, overflow="fold")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
 from ..methods.graddrop import GradDrop
 from ..optimizer import MultiLossOptimizer
@@ -16,7 +17,7 @@ from ..rows import per_loss_gradients
 from ..signs import sign_purity
 from .data import CANVAS, TASKS, Data, Pictures
 
-BATCH = 64
+BATCH = 128
 LEARNING_RATE = 4e-3  # the plain sum's; no method has one of its own
 N_BINS = 20
 SITES = ("activation", "parameters")
@@ -30,10 +31,10 @@ class Net(nn.Module):
         self.trunk = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
+            nn.Conv2d(channels, 2 * channels, 3, stride=2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(2 * channels * (CANVAS // 2) ** 2, features),
+            nn.Linear(2 * channels * ((CANVAS - 1) // 2) ** 2, features),
             nn.ReLU(),
         )
         self.heads = nn.ModuleDict({task: nn.Linear(features, 10) for task in TASKS})
@@ -73,7 +74,7 @@ def start(method: str, seed: int) -> tuple[Net, MultiLossOptimizer]:
     """A new network and its optimizer; the seed alone decides on the weights."""
     torch.manual_seed(seed)
     net = Net()
-    return net, METHODS[method](net, AdamW(net.parameters(), lr=LEARNING_RATE))
+    return net, METHODS[method](net, AdamW(net.parameters(), lr=LEARNING_RATE, fused=True))
 
 
 def train_step(net: Net, optimizer: MultiLossOptimizer, batch: Pictures) -> None:
@@ -88,11 +89,14 @@ def losses_of(outputs: dict[str, Tensor], pictures: Pictures) -> dict[str, Tenso
 def train(method: str, seed: int, data: Data, epoch_done: Callable[[], None]) -> Run:
     """Train one network by one method."""
     net, optimizer = start(method, seed)
+    n_steps = sum(len(pictures.images) // BATCH for pictures in data.epochs)
+    schedule = LinearLR(optimizer, 1.0, 0.0, total_iters=n_steps)
     accuracy = []
     probes = [probe(net, data.probe)]
     for pictures in data.epochs:
         for batch in pictures.batches(BATCH):
             train_step(net, optimizer, batch)
+            schedule.step()
         accuracy.append(accuracy_of(net, data.test))
         probes.append(probe(net, data.probe))
         epoch_done()
