@@ -230,17 +230,21 @@ def dims_of(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 def check_leak(leak: float | Sequence[float], n_losses: int | None = None) -> tuple[float, ...]:
     """The leaks as numbers in [0, 1]; one for each of `n_losses` where that is known."""
-    single = isinstance(leak, (int, float))
-    leaks = (float(leak),) * (n_losses or 1) if isinstance(leak, (int, float)) else tuple(float(x) for x in leak)
-    for i, value in enumerate(leaks):
-        if not 0 <= value <= 1:
-            where = "`leak`" if single else f"`leak[{i}]`"
-            raise ValueError(f"{where} must be between 0 (pure GradDrop) and 1 (never dropped), but it is {value}.")
+    if isinstance(leak, (int, float)):
+        return (check_share(leak, "leak"),) * (n_losses or 1)
+    leaks = tuple(check_share(value, f"leak[{i}]") for i, value in enumerate(leak))
     if n_losses is not None and len(leaks) != n_losses:
         raise ValueError(
             f"`leak` has {len(leaks)} values for {n_losses} losses. Give one number, or one number per loss."
         )
     return leaks
+
+
+def check_share(value: float, label: str) -> float:
+    """A leak: a number in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{label}` must be between 0 (pure GradDrop) and 1 (never dropped), but it is {value}.")
+    return float(value)
 
 
 def check_keep(keep: Keep) -> Keep:

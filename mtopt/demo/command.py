@@ -51,8 +51,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "picture, and compares them: accuracy, time, memory, conflict. Takes about half a minute.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--seeds", type=_whole(1), default=8, help="how many times each method trains")
-    parser.add_argument("--epochs", type=_whole(1), default=12, help="passes over the training digits")
+    parser.add_argument("--seeds", type=_whole(1), default=6, help="how many times each method trains")
+    parser.add_argument("--epochs", type=_whole(1), default=20, help="passes over the training digits")
     parser.add_argument("--seed", type=_whole(0), default=0, help="the first of the seeds; same seed, same numbers")
     parser.add_argument("--output", type=_writable, default="mtopt-demo.png", help="picture to write")
     return parser.parse_args(arguments)

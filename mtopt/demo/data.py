@@ -13,7 +13,7 @@ TASKS = ("left", "right")
 
 N_TRAIN_DIGITS = 1200
 N_PROBE = 128
-TEST_ROUNDS = 3  # partners of each test digit: more of them, less noise
+TEST_ROUNDS = 2  # partners of each test digit: more of them, less noise
 DIGIT, SHIFT = 8, 3  # pixels: a smaller shift hides more of the left digit behind the right one
 CANVAS = DIGIT + SHIFT
 

@@ -39,23 +39,28 @@ def save_picture(path: Path, results: Mapping[str, Sequence[Run]]) -> None:
 
 
 def _learning_curves(axes: Axes, results: Mapping[str, Sequence[Run]]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     n_seeds = len(results[PLAIN])
     for method, runs in results.items():
         color, line, marker = _STYLES[method]
-        mean, half = mean_band(torch.stack([100 * run.accuracy.mean(1) for run in runs]))
+        mean, half = mean_band(torch.stack([100 - 100 * run.accuracy.mean(1) for run in runs]))
         epochs = range(1, len(mean) + 1)
         axes.plot(epochs, mean, color=color, linestyle=line, marker=marker, markersize=5, label=method)
-        axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+        low, high = (mean - half).clamp(0.1, 100), (mean + half).clamp(0.1, 100)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
     axes.set(
-        title=f"Learning curves: mean of {n_seeds} seeds, band: 95 % interval",
+        title="Learning curves" + (f": mean of {n_seeds} seeds, 95 % bands" if n_seeds > 1 else ": one seed"),
         xlabel=f"epoch ({N_TRAIN_DIGITS} pictures each)",
-        ylabel="test accuracy, mean of both tasks (%)",
+        ylabel="test error, mean of both tasks (%), log scale",
+        yscale="log",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
 
 
 def _purity_histogram(axes: Axes, results: Mapping[str, Sequence[Run]]) -> None:
@@ -66,10 +71,10 @@ def _purity_histogram(axes: Axes, results: Mapping[str, Sequence[Run]]) -> None:
         color, line, _ = _STYLES[method]
         axes.stairs(end, edges, color=color, linestyle=line, linewidth=1.6, label=f"end, {method}")
     axes.set(
-        title="Purity at the shared activation",
-        xlabel="purity: share of the gradient that is positive\n(0 or 1: tasks agree; between: they conflict)",
-        ylabel=f"share of coordinates (% per bin of {1 / N_BINS:g})",
+        title="Coordinates in conflict at the shared activation",
+        xlabel="purity: positive share of the gradient mass (near 0 or 1: one task dominates)",
+        ylabel=f"share of all coordinates (% per {1 / N_BINS:g} of purity)",
         xlim=(0, 1),
     )
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper center")

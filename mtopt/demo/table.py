@@ -91,7 +91,9 @@ def verdict(difference: Interval) -> str:
     """A tie where the interval includes 0."""
     if difference.includes_zero:
         return "no difference found"
-    return f"{'better' if difference.center > 0 else 'worse'} by {abs(difference.center):.2f}"
+    size = abs(difference.center)
+    how = "better" if difference.center > 0 else "worse"
+    return f"{how} by {size - difference.half:.2f} to {size + difference.half:.2f}"
 
 
 def _accuracy(runs: Sequence[Run], task: int) -> Interval:

@@ -18,7 +18,7 @@ from ..signs import sign_purity
 from .data import CANVAS, TASKS, Data, Pictures
 
 BATCH = 128
-LEARNING_RATE = 4e-3  # the plain sum's; no method has one of its own
+LEARNING_RATE = 1e-2  # the plain sum's; no method has one of its own
 N_BINS = 20
 SITES = ("activation", "parameters")
 
@@ -62,7 +62,8 @@ class Run:
         accuracy: On the test pictures after each epoch, shape `(epochs, tasks)`, from 0 to 1.
         conflict: Share of the coordinates in conflict before the first epoch and after each,
             shape `(epochs + 1, sites)`.
-        purity: Share of the activation's coordinates in each bin of purity, at start and end, shape `(2, N_BINS)`.
+        purity: Share of the activation's coordinates that are in conflict, by bins of purity, at start and end,
+            shape `(2, N_BINS)`.
     """
 
     accuracy: Tensor
@@ -112,15 +113,16 @@ def accuracy_of(net: Net, pictures: Pictures) -> Tensor:
 
 
 def probe(net: Net, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Look at the rows, without a step: the share in conflict at each site `(sites,)`, and the activation's purity."""
+    """Look at the rows, without a step: share in conflict at each site `(sites,)`; purity at the activation, binned."""
     activation = net.trunk(pictures.images)
     losses = losses_of({task: head(activation) for task, head in net.heads.items()}, pictures)
     at_activation, *at_parameters = per_loss_gradients(losses, [activation, *net.trunk.parameters()])
     assert at_activation is not None
     flat = [rows.flatten(1) for rows in at_parameters if rows is not None]
     purity = purity_where_any(at_activation)
-    shares = torch.stack([conflict_share(purity), conflict_share(purity_where_any(torch.cat(flat, dim=1)))])
-    return shares, torch.histc(purity, N_BINS, 0, 1) / len(purity)
+    in_conflict = purity[(purity > 0) & (purity < 1)]
+    at_sites = torch.stack([conflict_share(purity), conflict_share(purity_where_any(torch.cat(flat, dim=1)))])
+    return at_sites, torch.histc(in_conflict, N_BINS, 0, 1) / len(purity)
 
 
 def purity_where_any(rows: Tensor) -> Tensor:

@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..signs import Keep, SignSums, check_keep, check_leak, check_marginalize, decision_shape, dims_of, draw, mask_rows
+from ..signs import (
+    Keep,
+    SignSums,
+    check_keep,
+    check_leak,
+    check_marginalize,
+    check_share,
+    decision_shape,
+    dims_of,
+    draw,
+    mask_rows,
+)
 from .base import Losses, RowTransform, Site
 
 
@@ -33,7 +44,7 @@ class GradDrop(RowTransform):
             at construction, which is left as it was.
 
     Raises:
-        TypeError: If `keep` is neither a number nor a function.
+        TypeError: If `keep` is neither a number nor a function, or `seed` no whole number.
         ValueError: If `leak`, `keep` or `marginalize` is out of range.
 
     Example:
@@ -55,7 +66,7 @@ class GradDrop(RowTransform):
     ) -> None:
         self.leak: float | tuple[float, ...] | dict[str, float]
         if isinstance(leak, Mapping):
-            self.leak = dict(zip(leak, check_leak(list(leak.values())), strict=True))
+            self.leak = {name: check_share(value, f"leak[{name!r}]") for name, value in leak.items()}
         elif isinstance(leak, (int, float)):
             self.leak = check_leak(leak)[0]
         else:
@@ -63,6 +74,8 @@ class GradDrop(RowTransform):
         self.keep = check_keep(keep)
         self.marginalize = check_marginalize(marginalize)
         self.renormalize = renormalize
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"`seed` must be a whole number or None, but it is {type(seed).__name__}.")
         self.seed = _seed_from_global_state() if seed is None else seed
         self._generators: dict[str, torch.Generator] = {}
 

@@ -1,0 +1,124 @@
+"""GradDrop as a transform: its settings, and its private random state."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from mtopt import GradDrop, MultiLossOptimizer
+
+
+def step(method: GradDrop) -> list[float]:
+    """One decision on a row pair in full conflict: shows the draws."""
+    w = nn.Parameter(torch.ones(16))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), method)
+    z = w * 1
+    optimizer.backward([z.sum(), (-z).sum()])
+    return w.grad.tolist()
+
+
+def test_manual_seed_makes_a_run_repeatable():
+    results = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        method = GradDrop()
+        results.append([step(method), step(method)])
+    assert results[0] == results[1]
+    assert results[0][0] != results[0][1]
+    torch.manual_seed(5)
+    assert step(GradDrop()) != results[0][0]
+
+
+def test_global_random_state_is_left_alone():
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    step(GradDrop())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_seed_is_independent_of_the_global_one():
+    torch.manual_seed(1)
+    one = step(GradDrop(seed=7))
+    torch.manual_seed(2)
+    assert step(GradDrop(seed=7)) == one
+    assert step(GradDrop(seed=8)) != one
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_go_on_with_the_same_draws(duplicate):
+    method = GradDrop(leak=0.25, seed=1)
+    step(method)
+    other = duplicate(method)
+    assert step(method) == step(other)
+    assert step(method) == step(other)
+    assert repr(other) == repr(method)
+
+
+def test_state_goes_into_a_fresh_object_bit_for_bit():
+    method, fresh = GradDrop(seed=1), GradDrop(seed=2)
+    step(method)
+    fresh.load_state_dict(copy.deepcopy(method.state_dict()))
+    assert [step(method), step(method)] == [step(fresh), step(fresh)]
+
+
+def test_state_before_the_first_draw_restores_too():
+    method, fresh = GradDrop(seed=1), GradDrop(seed=2)
+    fresh.load_state_dict(method.state_dict())
+    assert step(method) == step(fresh)
+
+
+def test_random_graddrop_picks_each_sign_half_of_the_time_whatever_the_purity():
+    w = nn.Parameter(torch.ones(20_000))
+    z = w * 1
+    MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), GradDrop(keep=0, seed=0)).backward([(9 * z).sum(), (-z).sum()])
+    share = (w.grad == 9).float().mean().item()
+    assert abs(share - 0.5) < 5 * math.sqrt(0.25 / 20_000)  # five standard errors
+    assert set(w.grad.tolist()) == {9.0, -1.0}
+
+
+def test_draws_follow_the_purity():
+    w = nn.Parameter(torch.ones(20_000))
+    z = w * 1
+    MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), GradDrop(seed=0)).backward([(9 * z).sum(), (-z).sum()])
+    share = (w.grad == 9).float().mean().item()
+    assert abs(share - 0.9) < 5 * math.sqrt(0.09 / 20_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "GradDrop()"),
+        ({"leak": 0.5}, "GradDrop(leak=0.5)"),
+        ({"leak": [0, 1], "keep": 0}, "GradDrop(leak=(0.0, 1.0), keep=0.0)"),
+        (
+            {"leak": {"a": 1}, "marginalize": (0, 2), "renormalize": True},
+            "GradDrop(leak={'a': 1.0}, marginalize=(0, 2), renormalize=True)",
+        ),
+    ],
+)
+def test_repr_shows_what_was_chosen(settings, text):
+    assert repr(GradDrop(**settings)) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"leak": 1.5}, ValueError, "`leak` must be between 0"),
+        ({"leak": [0.1, -1]}, ValueError, r"`leak\[1\]` must be between 0"),
+        ({"leak": {"a": 2}}, ValueError, r"`leak\['a'\]` must be between 0"),
+        ({"keep": -0.5}, ValueError, "`keep` must be 0 or"),
+        ({"keep": None}, TypeError, "`keep` must be a number or a function"),
+        ({"marginalize": "batch"}, ValueError, "`marginalize` must be a dim"),
+        ({"marginalize": []}, ValueError, "`marginalize` must be a dim"),
+        ({"seed": 1.5}, TypeError, "`seed` must be a whole number"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_at_once(settings, error, match):
+    with pytest.raises(error, match=match):
+        GradDrop(**settings)

@@ -1,0 +1,160 @@
+"""How rows are made: vmap, chunks, the fall back to the loop, memory, and how often each part is differentiated."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from models import MODELS
+from torch import nn
+
+from mtopt import GradDrop, MultiLossOptimizer, per_loss_gradients
+
+
+def network(n_losses: int, **settings):
+    torch.manual_seed(0)
+    trunk, heads = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.ModuleList(nn.Linear(5, 1) for _ in range(n_losses))
+    inner = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
+    return trunk, heads, MultiLossOptimizer(inner, GradDrop(seed=0), at="parameters", **settings)
+
+
+def losses_of(trunk, heads):
+    z = trunk(torch.ones(3, 4))
+    return [head(z).sub(i).square().mean() for i, head in enumerate(heads)]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 7, 100])
+def test_every_chunk_size_gives_the_same_rows(chunk_size):
+    trunk, heads, _ = network(7)
+    inputs = list(trunk.parameters())
+    expected = [
+        torch.stack(rows)
+        for rows in zip(*[torch.autograd.grad(loss, inputs) for loss in _fresh(trunk, heads, 7)], strict=True)
+    ]
+    ours = per_loss_gradients(losses_of(trunk, heads), inputs, chunk_size=chunk_size)
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def _fresh(trunk, heads, n):
+    return [losses_of(trunk, heads)[i] for i in range(n)]
+
+
+def test_exclusive_parts_are_differentiated_once_and_vmap_halves_the_passes():
+    trunk, heads, optimizer = network(5, chunk_size=4)
+    losses = losses_of(trunk, heads)
+    runs = {"heads": 0, "trunk": 0}
+
+    def count(name):
+        def hook(*_):
+            runs[name] += 1
+
+        return hook
+
+    for loss in losses:
+        loss.grad_fn.next_functions[0][0].next_functions[0][0].next_functions[0][0].register_hook(count("heads"))
+    node = losses[0].grad_fn.next_functions[0][0].next_functions[0][0].next_functions[0][0].next_functions[1][0]
+    node.register_hook(count("trunk"))
+    optimizer.backward(losses)
+    assert runs == {"heads": 5, "trunk": 2}  # four losses in one vmap, and the last alone
+
+
+def test_vmap_that_cannot_work_falls_back_once_and_says_why():
+    case = MODELS["function_that_vmap_cannot_take"]()
+    optimizer = MultiLossOptimizer(torch.optim.SGD(case.model.parameters(), lr=0.1), at="parameters")
+    with pytest.warns(RuntimeWarning, match="one by one, since vmap could not work on this model: .*vmap"):
+        optimizer.backward(case.run().losses)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.backward(case.run().losses)
+    assert "loop, because vmap could not work" in optimizer.explain()
+
+
+def test_the_loop_can_be_asked_for():
+    trunk, heads, optimizer = network(3, chunk_size=1)
+    optimizer.backward(losses_of(trunk, heads))
+    assert "loop, as asked" in optimizer.explain()
+
+
+def test_convolutions_on_a_cpu_are_looped():
+    case = MODELS["group_norm_convolutions"]()
+    optimizer = MultiLossOptimizer(torch.optim.SGD(case.model.parameters(), lr=0.1), at="parameters")
+    optimizer.backward(case.run().losses)
+    assert "batched convolutions are slower" in optimizer.explain()
+
+
+def test_a_real_error_in_the_shared_part_is_raised_not_swallowed():
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise ArithmeticError("on purpose")
+
+    trunk, heads, optimizer = network(3)
+    z = Fails.apply(trunk(torch.ones(3, 4)))
+    with pytest.warns(RuntimeWarning, match="on purpose"), pytest.raises(ArithmeticError, match="on purpose"):
+        optimizer.backward([head(z).square().mean() for head in heads])
+    assert all(p.grad is None for p in trunk.parameters())
+
+
+def test_where_losses_meet_at_parameters_alone_each_part_runs_once():
+    """One forward per task: the rows of all losses cost one backward in total."""
+    trunk, heads, optimizer = network(4)
+    runs = []
+    losses = []
+    for head in heads:
+        z = trunk(torch.randn(3, 4))
+        z.grad_fn.register_hook(lambda *_: runs.append(1))
+        losses.append(head(z).square().mean())
+    optimizer.backward(losses)
+    assert len(runs) == 4
+
+
+def test_parameters_that_no_loss_reaches_keep_no_gradient():
+    trunk, heads, optimizer = network(3)
+    optimizer.backward(losses_of(trunk, heads)[:2])
+    assert heads[2].weight.grad is None
+
+
+def test_frozen_parameters_stay_without_gradient():
+    trunk, heads, optimizer = network(3)
+    losses = losses_of(trunk, heads)
+    trunk[0].bias.requires_grad_(False)  # after the forward: still in the graph
+    optimizer.backward(losses)
+    assert trunk[0].bias.grad is None
+    assert trunk[0].weight.grad is not None
+
+
+def test_sparse_gradients_of_one_loss_are_left_sparse():
+    table, trunk = nn.Embedding(5, 3, sparse=True), nn.Linear(3, 1)
+    optimizer = MultiLossOptimizer(torch.optim.SGD([*table.parameters(), *trunk.parameters()], lr=0.1), at="parameters")
+    optimizer.backward([trunk(table(torch.tensor([1]))).sum(), trunk(torch.ones(2, 3)).square().sum()])
+    assert table.weight.grad.is_sparse
+
+
+def test_inputs_may_be_activations_and_stand_twice():
+    x = torch.ones(3, requires_grad=True)
+    z = x * 2
+    first, again, below = per_loss_gradients([z.sum(), z.square().sum()], [z, z, x])
+    assert torch.equal(first, torch.tensor([[1.0] * 3, [4.0] * 3]))
+    assert torch.equal(first, again)
+    assert torch.equal(below, 2 * first)
+
+
+def test_an_input_that_no_loss_reaches_is_none():
+    x, y = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    rows = per_loss_gradients([x.sum(), x.square().sum()], [x, y])
+    assert rows[1] is None
+
+
+def test_a_retained_graph_can_go_on():
+    x = torch.ones(3, requires_grad=True)
+    losses = [(x * 2).square().sum(), (x * 3).sum()]
+    per_loss_gradients(losses, x, retain_graph=True)
+    per_loss_gradients(losses, x)
+    with pytest.raises(RuntimeError, match="earlier backward has freed"):
+        per_loss_gradients(losses, x)
