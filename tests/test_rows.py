@@ -158,3 +158,15 @@ def test_a_retained_graph_can_go_on():
     per_loss_gradients(losses, x)
     with pytest.raises(RuntimeError, match="earlier backward has freed"):
         per_loss_gradients(losses, x)
+
+
+def test_losses_that_are_entries_of_one_vector():
+    """A 1-D tensor of losses made by one operation: all nodes are shared, and rows still come loss by loss."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    rows = per_loss_gradients((w * w).cumsum(0), w)[0]
+    assert torch.equal(rows, torch.tensor([[2.0, 0, 0], [2, 4, 0], [2, 4, 6]]))
+    inner = torch.optim.SGD([w], lr=0.1)
+    MultiLossOptimizer(inner, GradDrop(keep=torch.ones_like), at="parameters").backward((w * w).cumsum(0))
+    assert w.grad.tolist() == [6, 8, 6]
+    with pytest.raises(RuntimeError, match="never meet"):
+        MultiLossOptimizer(inner).backward((w * w).cumsum(0))

@@ -200,3 +200,33 @@ def test_hooks_are_gone_after_an_error_too(net):
         optimizer.backward(losses, retain_graph=True)
     clean = torch.autograd.grad(losses[0], z, retain_graph=True)[0]
     assert clean.abs().sum() > 0
+
+
+def test_a_module_may_make_the_loss_itself():
+    """The site is the loss: its row there is 1, beside what the other loss sends."""
+
+    class Loss(nn.Module):
+        def forward(self, x):
+            return x.square().mean()
+
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    module = Loss()
+    inner = torch.optim.SGD([x], lr=0.1)
+    for transform, expected in ((GradDrop(keep=torch.ones_like), 1.0), (GradDrop(keep=torch.zeros_like), -2.0)):
+        optimizer = MultiLossOptimizer(inner, transform, at=module)
+        optimizer.zero_grad()
+        first = module(x)
+        optimizer.backward([first, -2 * first])
+        torch.testing.assert_close(x.grad, expected * 2 * x.detach() / 3)
+        optimizer.zero_grad()
+        first = module(x)
+        joined = first * 1
+        optimizer.backward([first, joined + joined.exp() * 0, -2 * joined])
+        torch.testing.assert_close(x.grad, (2.0 if expected > 0 else -2.0) * 2 * x.detach() / 3)
+
+
+def test_a_long_report_is_cut_short():
+    w = [nn.Parameter(torch.ones(2)) for _ in range(12)]
+    optimizer = MultiLossOptimizer(torch.optim.SGD(w, lr=0.1), at="parameters")
+    optimizer.backward([sum(p.sum() for p in w), sum(p.square().sum() for p in w)])
+    assert "... and 4 more" in optimizer.explain()
