@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arrivals import Finish, Take, rows_taken
-from .combine import Combination, Pipeline
-from .graph import AccumulateGrad, Edge, LossGraph, Meeting, gradient_edge
-from .layer import FanOut
-from .losses import cotangents
-from .methods.base import Losses
+from .batching import Batching
+from .combine import Combination
+from .graph import AccumulateGrad, Edge, Meeting
 from .ranks import refuse_ranks
+from .refusals import check_marked, check_meetings, check_real, refuse_layers
 from .report import Report, SiteReport
-from .rows import Batching, rows_below, rows_by_backward
+from .rows import rows_below, rows_by_backward
 from .sites import joint_groups, marked_edges
-
-WAYS_OUT = (
-    "Put a MultiLossLayer where they should meet, name a module with `at=module` (and `GradDrop(marginalize=0)` where "
-    'the losses come from different examples), or use `at="parameters"`.'
-)
+from .step import Step
 
 
-@dataclass
-class Backward:
-    """The losses of one step, the graph below them, and the transforms to go through."""
-
-    losses: Losses
-    graph: LossGraph
-    pipeline: Pipeline
-    retain_graph: bool
-    process_group: Any
-
-    def starts(self) -> list[Tensor]:
-        """The gradient that each loss starts with. It may move a weighting's state: called once, after all checks."""
-        return cotangents(self.graph.roots, self.pipeline.weights(self.losses))
-
-    def run(self, starts: Sequence[Tensor]) -> None:
-        """One ordinary backward of all losses."""
-        roots = [gradient_edge(root) for root in self.graph.roots]
-        torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
-
-    def report(self, engine: str, sites: Iterable[SiteReport] = (), batching: str = "") -> Report:
-        shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
-        return Report(engine, list(sites), sum(shared), len(shared) - sum(shared), batching)
-
-    def site_report(self, kind: str, shape: tuple[int, ...], losses: Iterable[int]) -> SiteReport:
-        return SiteReport(kind, shape, tuple(self.losses.label(loss) for loss in losses))
-
-
-def backward_plain(step: Backward) -> Report:
+def backward_plain(step: Step) -> Report:
     """Nothing to combine: autograd adds the rows up."""
     refuse_ranks(step.pipeline, step.process_group)
     step.run(step.starts())
     return step.report("one ordinary backward, rows summed by autograd")
 
 
-def backward_at_activations(step: Backward) -> Report:
+def backward_at_activations(step: Step) -> Report:
     """The frontier: rows where the losses first meet, combined within one ordinary backward."""
-    _refuse_layers(step)
+    refuse_layers(step)
     meetings = [meeting for meeting in step.graph.frontier() if len(meeting.losses) > 1]
-    _check_meetings(step, meetings)
+    check_meetings(step, meetings)
     on_leaf = any(type(meeting.edge[0]) is AccumulateGrad for meeting in meetings)
     refuse_ranks(step.pipeline, step.process_group, parameters=on_leaf)
     starts = step.starts()
@@ -83,22 +49,22 @@ def backward_at_activations(step: Backward) -> Report:
     return report
 
 
-def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Report:
+def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
     """Rows at the outputs of named modules.
 
     Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
     losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
     """
-    _refuse_layers(step)
+    refuse_layers(step)
     marked = marked_edges(step.graph, owner)
-    _check_marked(step, marked)
+    check_marked(step, marked)
     refuse_ranks(step.pipeline, step.process_group)
     joint_dim = None if step.pipeline.marginalized is None else step.pipeline.marginalized[0]
     groups = [[edge] for edge in marked] if joint_dim is None else joint_groups(marked, joint_dim)
     meetings = {edge: step.graph.meeting_at(edge) for edge in marked}
     direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]
     ahead = [group for group in groups if group not in direct]
-    _check_meetings(step, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1])
+    check_meetings(step, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1])
     starts = step.starts()
     handlers: dict[Edge, tuple[Take, Finish]] = {}
     for (edge,) in direct:
@@ -113,7 +79,7 @@ def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Repor
     for edge in handlers:
         for loss in meetings[edge].roots:
             starts[loss] = torch.zeros_like(starts[loss])
-    sites = [step.site_report(_kind(edge), meetings[edge].shape, step.graph.losses_at(edge)) for edge in marked]
+    sites = [_group_report(step, group) for group in groups]
     how = "one ordinary backward, rows combined at the named modules"
     report = step.report(how + (", after VJPs from the losses to them" if ahead else ""), sites, batching.used)
     with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
@@ -121,9 +87,9 @@ def backward_at_modules(step: Backward, owner: str, batching: Batching) -> Repor
     return report
 
 
-def backward_at_parameters(step: Backward, parameters: Sequence[Tensor], batching: Batching) -> Report:
+def backward_at_parameters(step: Step, parameters: Sequence[Tensor], batching: Batching) -> Report:
     """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
-    _refuse_layers(step)
+    refuse_layers(step)
     refuse_ranks(step.pipeline, step.process_group, parameters=True)
     leaves = list(step.graph.leaves())
     if any(node.name() == "CheckpointFunctionBackward" for node in step.graph.edges):
@@ -137,19 +103,21 @@ def backward_at_parameters(step: Backward, parameters: Sequence[Tensor], batchin
         targets = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]
         shared = [i for i, leaf in enumerate(leaves) if step.graph.shared(leaf)]
         if not shared:
-            raise RuntimeError("The `losses` share no parameter, so there is nothing to combine. " + WAYS_OUT)
+            raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
         edges = [(leaf, 0) for leaf in leaves]
         owners = [step.graph.losses_at(edge) for edge in edges]
         stream = partial(rows_below, step.graph, targets=edges, batching=batching, retain_graph=step.retain_graph)
         how = "exclusive parts once, rows of the shared parameters loss by loss"
+    # One compiled node for a whole model hides which loss reaches what: its rows of zeros are no rows.
+    opaque = any(node.name() == "CompiledFunctionBackward" for node in step.graph.edges)
     for i in shared:
-        _check_real(targets[i].dtype)
+        check_real(targets[i].dtype)
     site_of = {i: site for site, i in enumerate(shared)}
     combination = step.pipeline.combination(step.losses, [None] * len(site_of))
     gradients: list[Tensor | None] = [None] * len(targets)
     for loss, rows in stream(starts=step.starts()):
         for i, row in enumerate(rows):
-            if row is None:
+            if row is None or (opaque and not row.any()):
                 continue
             if i not in site_of:
                 gradients[i] = row
@@ -185,7 +153,7 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
 
 
 def _combined_ahead(
-    step: Backward,
+    step: Step,
     starts: Sequence[Tensor],
     groups: Sequence[Sequence[Edge]],
     activations: dict[Edge, Tensor | None],
@@ -216,12 +184,13 @@ def _combined_ahead(
     return combined
 
 
+def _group_report(step: Step, group: Sequence[Edge]) -> SiteReport:
+    calls = f", {len(group)} calls decided together" if len(group) > 1 else ""
+    return step.site_report(_kind(group[0]) + calls, _shape(group[0]), step.losses_at(group))
+
+
 def _shape(edge: Edge) -> tuple[int, ...]:
     return Meeting(edge).shape
-
-
-def _n_losses(step: Backward, group: Iterable[Edge]) -> int:
-    return len({loss for edge in group for loss in step.graph.losses_at(edge)})
 
 
 def _combining(combination: Combination) -> tuple[Take, Finish]:
@@ -238,57 +207,3 @@ def _identity(gradient: Tensor) -> Tensor:
 
 def _kind(edge: Edge) -> str:
     return "parameter" if type(edge[0]) is AccumulateGrad else f"output of {edge[0].name().removesuffix('Backward0')}"
-
-
-def _check_real(dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise TypeError(
-            f"The `losses` meet at a tensor of dtype {dtype}, whose gradients have no sign. Share only real tensors "
-            f"between the losses, or name a real activation by `at`."
-        )
-
-
-def _check_meetings(step: Backward, meetings: Sequence[Meeting], *, joint: Sequence[Sequence[Edge]] = ()) -> None:
-    """Raise if no transform would have anything to decide on."""
-    for meeting in meetings:
-        _check_real(meeting.dtype)
-    if any(_n_losses(step, group) > 1 for group in joint):
-        return
-    several = [meeting for meeting in meetings if not meeting.separate or len(meeting.losses) > 1]
-    if not several:
-        raise RuntimeError(
-            "The `losses` never meet at one tensor, so there is nothing to combine: they share nothing, or one opaque "
-            "node (a compiled model, a split batch) returns a tensor of its own for each. " + WAYS_OUT
-        )
-    if step.pipeline.marginalized is None and all(step.graph.disjoint(meeting) for meeting in several):
-        raise RuntimeError(
-            "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
-            "them and there is nothing to combine. " + WAYS_OUT
-        )
-
-
-def _check_marked(step: Backward, marked: Iterable[Edge]) -> None:
-    reached = {loss for edge in marked for loss in step.graph.losses_at(edge)}
-    if not reached:
-        raise RuntimeError(
-            "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, its "
-            "output needs no gradient, or it ran inside a compiled model, where it cannot be seen. Call it, compile "
-            "only its parts, or put a MultiLossLayer in its place."
-        )
-    for loss in range(len(step.losses)):
-        if loss not in reached:
-            raise ValueError(
-                f"`losses[{step.losses.label(loss)}]` does not reach the module named by `at`. Name a module that all "
-                f"losses depend on, or give None for that loss."
-            )
-
-
-def _refuse_layers(step: Backward) -> None:
-    for node in step.graph.edges:
-        layer = getattr(node, "layer", None)
-        if isinstance(node, FanOut._backward_cls) and layer is not None and layer.pipeline.row_transforms:
-            raise RuntimeError(
-                "The model has a MultiLossLayer, which combines the gradients itself, so that the optimizer's "
-                "`transforms` would find them already combined. Give `transforms=[]` to the optimizer, or take out the "
-                "layer."
-            )

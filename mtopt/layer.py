@@ -33,7 +33,7 @@ class MultiLossLayer(nn.Module):
     Raises:
         ValueError: If there is no loss, a name stands twice, a transform needs loss values, or its settings do not
             fit the losses.
-        TypeError: If a transform is none. In `forward`, if the input is no real floating-point tensor.
+        TypeError: If a transform is not a transform. In `forward`, if the input is no real floating-point tensor.
 
     Example:
         >>> share = MultiLossLayer(["seg", "depth"], GradDrop(marginalize=0))

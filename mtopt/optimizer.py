@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from .batching import Batching, check_chunk_size
 from .combine import Pipeline
-from .engines import Backward, backward_at_activations, backward_at_modules, backward_at_parameters, backward_plain
+from .engines import backward_at_activations, backward_at_modules, backward_at_parameters, backward_plain
 from .graph import LossGraph
 from .losses import LossesLike, read_losses
 from .methods.base import Transform
 from .methods.graddrop import GradDrop
-from .rows import Batching, check_chunk_size
 from .sites import MarkSite
+from .step import Step
 
 _STATE_KEY = "mtopt"
 
@@ -106,7 +107,7 @@ class MultiLossOptimizer(Optimizer):
         self.pipeline.check(present)
         graph = LossGraph(roots)
         graph.check_alive()
-        step = Backward(present, graph, self.pipeline, retain_graph, self.process_group)
+        step = Step(present, graph, self.pipeline, retain_graph, self.process_group)
         if len(present) == 1 or not self.pipeline.row_transforms:
             report = backward_plain(step)
         elif self.at == "activations":

@@ -5,63 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .arrivals import rows_taken
-from .graph import AccumulateGrad, Edge, LossGraph, Meeting, edge_of, gradient_edge, metadata_of
+from .batching import Batching, check_chunk_size
+from .graph import AccumulateGrad, Edge, LossGraph, Meeting, edge_of, gradient_edge
 from .losses import LossesLike, cotangents, read_losses
 
-DEFAULT_CHUNK = 4
-
 Rows = list[Tensor | None]  # one loss's gradient for each target
-
-
-@dataclass
-class Batching:
-    """How the VJPs of several losses are batched, and why not, if not.
-
-    Attributes:
-        chunk_size: Losses in one vmap; `None` chooses, 1 loops.
-        refusal: Why vmap was given up, once it was.
-        used: What the last step did.
-    """
-
-    chunk_size: int | None = None
-    refusal: str | None = None
-    used: str = ""
-
-    def size_for(self, graph: LossGraph) -> int:
-        """Losses to differentiate together."""
-        if self.refusal is not None:
-            self.used = f"loop, because vmap could not work: {self.refusal}"
-            return 1
-        if self.chunk_size is not None:
-            self.used = (
-                "loop, as asked" if self.chunk_size == 1 else f"vmap, {self.chunk_size} losses at a time, as asked"
-            )
-            return self.chunk_size
-        if any(
-            graph.shared(node) and node.name() == "ConvolutionBackward0" and metadata_of((node, 0)).device.type == "cpu"
-            for node in graph.edges
-        ):
-            self.used = "loop, because batched convolutions are slower on a CPU"
-            return 1
-        self.used = f"vmap, {DEFAULT_CHUNK} losses at a time"
-        return DEFAULT_CHUNK
-
-    def give_up(self, error: Exception) -> None:
-        self.refusal = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        self.used = f"loop, because vmap could not work: {self.refusal}"
-        warnings.warn(
-            f"mtopt differentiates the losses one by one, since vmap could not work on this model: {self.refusal} "
-            f"(`chunk_size=1` asks for the loop, without this warning).",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def per_loss_gradients(
@@ -285,12 +239,6 @@ def _own_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-
-
-def check_chunk_size(chunk_size: int | None) -> int | None:
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"`chunk_size` must be None or a whole number above 0, but it is {chunk_size!r}.")
-    return chunk_size
 
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, loss: int, row: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from models import MODELS
 from torch import nn
 
-from mtopt import GradDrop, MultiLossOptimizer, per_loss_gradients
+from mtopt import GradDrop, GramianTransform, MultiLossOptimizer, per_loss_gradients
 
 
 def network(n_losses: int, **settings):
@@ -170,3 +170,33 @@ def test_losses_that_are_entries_of_one_vector():
     assert w.grad.tolist() == [6, 8, 6]
     with pytest.raises(RuntimeError, match="never meet"):
         MultiLossOptimizer(inner).backward((w * w).cumsum(0))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own doings
+def test_a_compiled_model_gives_the_eager_models_gradients_at_parameters():
+    """One node makes all outputs, yet a head is still exclusive to its loss."""
+
+    class UnitRows(GramianTransform):
+        def weights(self, gramian, losses):
+            return gramian.diagonal().rsqrt()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 1), nn.Linear(5, 1)
+
+        def forward(self, x):
+            z = self.trunk(x).tanh()
+            return self.a(z), self.b(z)
+
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net, x = Net(), torch.randn(6, 4)
+        a, b = (torch.compile(net, backend="aot_eager") if compiled else net)(x)
+        inner = torch.optim.SGD(net.parameters(), lr=0.1)
+        MultiLossOptimizer(inner, UnitRows(), at="parameters", chunk_size=1).backward([a.square().sum(), 9 * b.sum()])
+        results.append([p.grad for p in net.parameters()])
+    torch.compiler.reset()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)

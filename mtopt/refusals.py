@@ -1,0 +1,71 @@
+"""What is refused once the graph is known: steps in which nothing, or something else, would be combined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from .graph import Edge, Meeting
+from .layer import FanOut
+from .step import Step
+
+WAYS_OUT = (
+    "Put a MultiLossLayer where they should meet, name a module with `at=module` (and `GradDrop(marginalize=0)` where "
+    'the losses come from different examples), or use `at="parameters"`.'
+)
+
+
+def check_real(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise TypeError(
+            f"The `losses` meet at a tensor of dtype {dtype}, whose gradients have no sign. Share only real tensors "
+            f"between the losses, or name a real activation by `at`."
+        )
+
+
+def check_meetings(step: Step, meetings: Sequence[Meeting], *, joint: Sequence[Sequence[Edge]] = ()) -> None:
+    """Raise if no transform would have anything to decide on."""
+    for meeting in meetings:
+        check_real(meeting.dtype)
+    if any(len(step.losses_at(group)) > 1 for group in joint):
+        return
+    several = [meeting for meeting in meetings if not meeting.separate or len(meeting.losses) > 1]
+    if not several:
+        raise RuntimeError(
+            "The `losses` never meet at one tensor, so there is nothing to combine: they share nothing, or one node (a "
+            "compiled model, a split batch, a loss tensor not made by torch.stack) makes a tensor of its own for each. "
+            + WAYS_OUT
+        )
+    if step.pipeline.marginalized is None and all(step.graph.disjoint(meeting) for meeting in several):
+        raise RuntimeError(
+            "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
+            "them and there is nothing to combine. " + WAYS_OUT
+        )
+
+
+def check_marked(step: Step, marked: Iterable[Edge]) -> None:
+    reached = {loss for edge in marked for loss in step.graph.losses_at(edge)}
+    if not reached:
+        raise RuntimeError(
+            "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, its "
+            "output needs no gradient, or it ran inside a compiled model, where it cannot be seen. Call it, compile "
+            "only its parts, or put a MultiLossLayer in its place."
+        )
+    for loss in range(len(step.losses)):
+        if loss not in reached:
+            raise ValueError(
+                f"`losses[{step.losses.label(loss)}]` does not reach the module named by `at`. Name a module that all "
+                f"losses depend on, or give None for that loss."
+            )
+
+
+def refuse_layers(step: Step) -> None:
+    for node in step.graph.edges:
+        layer = getattr(node, "layer", None)
+        if isinstance(node, FanOut._backward_cls) and layer is not None and layer.pipeline.row_transforms:
+            raise RuntimeError(
+                "The model has a MultiLossLayer, which combines the gradients itself, so that the optimizer's "
+                "`transforms` would find them already combined. Give `transforms=[]` to the optimizer, or take out the "
+                "layer."
+            )
