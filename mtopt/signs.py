@@ -158,25 +158,25 @@ class SignSums:
             if self.leaky:
                 self.droppable = self.total * (1 - leak)
                 self.droppable_positive = self.positive * (1 - leak)
+            self.buffer = torch.empty_like(self.total)  # one for all rows: it stays in the cache, and is not paged in
             return
         row = row.to(self.total.dtype)
         self.total.add_(row)
-        if not hasattr(self, "part"):
-            self.part = torch.empty_like(self.total)  # one buffer, warm in the cache
-        part = torch.clamp_min(row, 0, out=self.part)
+        part = torch.clamp_min(row, 0, out=self.buffer)
         self.positive.add_(part)
         if self.leaky:
             self.droppable.add_(row, alpha=1 - leak)
             self.droppable_positive.add_(part, alpha=1 - leak)
 
     def result(self, uniform: Tensor, keep: Keep, *, renormalize: bool) -> Tensor:
-        """The combined gradient; the sums are used up."""
+        """The combined gradient. The sums and `uniform` are used up."""
         assert self.total is not None
-        negative = (self.total - self.positive).clamp_max_(0)
-        picked = (uniform < keep_probability(self.positive, negative, keep)).to(self.total.dtype)
+        negative = torch.sub(self.total, self.positive, out=self.buffer).clamp_max_(0)
+        spare = None if self.leaky or renormalize else self.total
+        picked = uniform.lt_(keep_probability(self.positive, negative, keep, out=spare))  # 1 or 0
         # lerp multiplies: an inf on the dropped side becomes NaN, and an overflow stays visible.
         if self.leaky:
-            dropped = (self.droppable - self.droppable_positive).lerp(self.droppable_positive, 1 - picked)
+            dropped = self.droppable.sub_(self.droppable_positive).lerp_(self.droppable_positive, 1 - picked)
             combined = self.total - dropped
         else:
             combined = negative.lerp_(self.positive, picked)
@@ -185,12 +185,13 @@ class SignSums:
         return combined.to(self.dtype)
 
 
-def keep_probability(positive: Tensor, negative: Tensor, keep: Keep) -> Tensor:
+def keep_probability(positive: Tensor, negative: Tensor, keep: Keep, *, out: Tensor | None = None) -> Tensor:
     """f(P) from the positive and negative mass; where there is no mass it does not matter."""
-    purity = positive / (positive - negative)  # exactly 1 or 0 where the signs agree
+    mass = torch.sub(positive, negative, out=out)
+    purity = torch.div(positive, mass, out=mass)  # exactly 1 or 0 where the signs agree
     if callable(keep):
         return keep(purity.masked_fill((positive == 0) & (negative == 0), 0.5))
-    return purity if keep == 1 else ((purity - 0.5) * keep + 0.5).clamp_(0, 1)
+    return purity if keep == 1 else purity.sub_(0.5).mul_(keep).add_(0.5).clamp_(0, 1)
 
 
 def norm_ratio(total: Tensor, combined: Tensor) -> Tensor:

@@ -116,9 +116,9 @@ def test_rows_that_stay_as_they_are_make_the_plain_sum(case):
         assert_equal_gradients(gradients(case), [rows[0] for rows in expected])
 
 
-def test_activations(case, transform):
-    if not case.run().sites:
-        pytest.skip("the model does not state its sites")
+@pytest.mark.parametrize("name", [name for name, build in MODELS.items() if build().run().sites])
+def test_activations(name, transform):
+    case = MODELS[name]()
     optimizer_for(case, transform).backward(case.run().losses)
     assert_equal_gradients(gradients(case), expected_at_sites(case))
 

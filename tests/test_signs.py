@@ -29,7 +29,8 @@ def stream(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, 
     sums = SignSums(leaky=any(leak))
     for row, share in zip(rows, leak, strict=True):
         sums.add(row, share)
-    return sums.result(uniform, keep, renormalize=renormalize)
+    draws = uniform.to(sums.total.dtype, copy=True)  # they are used up
+    return sums.result(draws, keep, renormalize=renormalize)
 
 
 # -- purity --

@@ -29,7 +29,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     try:
-        options = parse(arguments)
+        options = _parse(arguments)
         for name in EXTRAS:
             try:
                 importlib.import_module(name)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; leaves with exit code 2 if one is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m mtopt",
@@ -58,14 +58,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int = 1_000_000) -> Callable[[str], int]:
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = least - 1
-        if not least <= number < 2**31:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, but it is {text!r}")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, but it is {text!r}")
         return number
 
     return read

@@ -24,7 +24,7 @@ class Interval:
 
     @property
     def includes_zero(self) -> bool:
-        return not abs(self.center) > self.half  # true also for NaN
+        return not abs(self.center) > self.half  # true for NaN, too
 
     def __mul__(self, factor: float) -> Interval:
         return Interval(self.center * factor, self.half * factor)
@@ -37,7 +37,7 @@ def mean_interval(values: Tensor, *, comparisons: int = 1) -> Interval:
         values: One value per seed.
         comparisons: How many intervals shall hold at once with `CONFIDENCE` (Bonferroni).
     """
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # comes with scikit-learn
+    from scipy.special import stdtrit  # comes with scikit-learn
 
     n = len(values)
     if n < 2:

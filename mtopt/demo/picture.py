@@ -72,8 +72,8 @@ def _purity_histogram(axes: Axes, results: Mapping[str, Sequence[Run]]) -> None:
         axes.stairs(end, edges, color=color, linestyle=line, linewidth=1.6, label=f"end, {method}")
     axes.set(
         title="Coordinates in conflict at the shared activation",
-        xlabel="purity: positive share of the gradient mass (near 0 or 1: one task dominates)",
-        ylabel=f"share of all coordinates (% per {1 / N_BINS:g} of purity)",
+        xlabel="purity: positive share of the gradient mass\n(near 0 or 1 one task dominates)",
+        ylabel=f"% of all coordinates, per {1 / N_BINS:g} of purity",
         xlim=(0, 1),
     )
     axes.grid(alpha=0.3)

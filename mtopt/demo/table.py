@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .cost import Cost
 from .data import TASKS
@@ -23,19 +24,22 @@ Results = Mapping[str, Sequence[Run]]
 def print_results(console: Console, results: Results, costs: Mapping[str, Cost]) -> None:
     """The table, then the comparisons with the plain sum."""
     n_seeds = len(results[PLAIN])
-    spread = "mean ± 95 % interval over the seeds" if n_seeds > 1 else "one seed, so no interval"
-    lines_before = [f"Two overlaid digits, two tasks; {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}"]
-    lines_after = [
-        f"accuracy: on test pictures after the last epoch, {spread}",
+    spread = "± 95 % interval over the seeds" if n_seeds > 1 else "one seed, so no interval"
+    title = f"Two overlaid digits, two tasks; {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}"
+    notes = [
+        "",
+        f"accuracy: on test pictures after the last epoch; {spread}",
         "time:     median of interleaved steps ± its 95 % interval",
-        "memory:   most bytes alive of what a step allocates (no weights, no optimizer state)",
+        "memory:   peak of what a step allocates (not weights, not Adam's state)",
         "conflict: share of coordinates where the tasks' gradients have opposite signs",
         "          (0 < purity < 1) of those with any gradient; mean over the training",
         "",
         *comparison_lines(results),
     ]
-    for part in (*lines_before, make_table(results, costs), *lines_after):
-        console.print(part, soft_wrap=isinstance(part, str))
+    console.print(title)
+    console.print(make_table(results, costs))
+    for line in notes:
+        console.print(line, soft_wrap=True)
 
 
 def make_table(results: Results, costs: Mapping[str, Cost]) -> Table:
@@ -46,21 +50,19 @@ def make_table(results: Results, costs: Mapping[str, Cost]) -> Table:
     table.add_column("", min_width=24, no_wrap=True)
     for method in METHODS:
         table.add_column(method, justify="right", min_width=12, max_width=12, overflow="fold")
-    for name, cell in _rows(results, costs):
-        table.add_row(name, *map(cell, METHODS))
+    for name, cells in _rows(results, costs):
+        table.add_row(name, *cells)
     return table
 
 
-def _rows(results: Results, costs: Mapping[str, Cost]) -> list[tuple[str, Callable[[str], str]]]:
-    """Each row's name, and its cell for a method."""
-    rows: list[tuple[str, Callable[[str], str]]] = []
+def _rows(results: Results, costs: Mapping[str, Cost]) -> Iterator[tuple[str, list[str]]]:
+    """Each row's name, and its cell for each method."""
     for i, task in enumerate(TASKS):
-        rows.append((f"accuracy, {task} digit, %", lambda method, i=i: _percent(_accuracy(results[method], i))))  # type: ignore[misc]
-    rows.append(("time per step, × plain", lambda method: _time(method, costs[method])))
-    rows.append(("peak memory, × plain", lambda method: f"{costs[method].memory:.2f}"))
+        yield f"accuracy, {task} digit, %", [_percent(run.accuracy[-1, i] for run in results[m]) for m in METHODS]
+    yield "time per step, × plain", ["1.00" if m == PLAIN else _plus_minus(costs[m].time, 2) for m in METHODS]
+    yield "peak memory, × plain", [f"{costs[m].memory:.2f}" for m in METHODS]
     for i, site in enumerate(SITES):
-        rows.append((f"conflict, {site}, %", lambda method, i=i: _percent(_conflict(results[method], i))))  # type: ignore[misc]
-    return rows
+        yield f"conflict, {site}, %", [_percent(run.conflict[:, i].mean() for run in results[m]) for m in METHODS]
 
 
 def comparison_lines(results: Results) -> list[str]:
@@ -70,12 +72,14 @@ def comparison_lines(results: Results) -> list[str]:
         return ["One seed: a difference between methods cannot be told from chance. Use more --seeds."]
     differences = paired_differences(results)
     lines = [
-        f"Mean accuracy of both tasks against the plain sum, in points, paired over {n_seeds} seeds",
+        f"Mean accuracy of both tasks minus the plain sum's, points, paired over {n_seeds} seeds",
         f"(95 % intervals for all {len(differences)} comparisons together, by Bonferroni):",
     ]
-    lines += [f"  {m:22} {_signed(difference):>15}   {verdict(difference)}" for m, difference in differences.items()]
+    for method, difference in differences.items():
+        shown = f"{difference.center:+.2f} ± {difference.half:.2f}"
+        lines.append(f"  {method:22} {shown:>15}   {verdict(difference)}")
     if any(difference.includes_zero for difference in differences.values()):
-        lines.append("No difference found is a tie: a difference within ± would not be seen by this run.")
+        lines.append("No difference found is a tie: any true difference within ± would look like this.")
     lines.append("One small data set, one network, one learning rate for all: yours may differ.")
     return lines
 
@@ -96,22 +100,11 @@ def verdict(difference: Interval) -> str:
     return f"{how} by {size - difference.half:.2f} to {size + difference.half:.2f}"
 
 
-def _accuracy(runs: Sequence[Run], task: int) -> Interval:
-    return mean_interval(torch.stack([run.accuracy[-1, task] for run in runs]))
+def _percent(shares: Iterable[Tensor]) -> str:
+    """Mean over the seeds."""
+    return _plus_minus(mean_interval(torch.stack(list(shares))) * 100, 1)
 
 
-def _conflict(runs: Sequence[Run], site: int) -> Interval:
-    return mean_interval(torch.stack([run.conflict[:, site].mean() for run in runs]))
-
-
-def _percent(interval: Interval) -> str:
-    shown = interval * 100
-    return f"{shown.center:.1f} ± {shown.half:.1f}" if shown.known else f"{shown.center:.1f}"
-
-
-def _time(method: str, cost: Cost) -> str:
-    return f"{cost.time.center:.2f}" + ("" if method == PLAIN else f" ± {cost.time.half:.2f}")
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.center:+.2f} ± {interval.half:.2f}"
+def _plus_minus(interval: Interval, digits: int) -> str:
+    half = f" ± {interval.half:.{digits}f}" if interval.known else ""
+    return f"{interval.center:.{digits}f}{half}"

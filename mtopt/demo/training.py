@@ -11,10 +11,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from ..methods.graddrop import GradDrop
-from ..optimizer import MultiLossOptimizer
-from ..rows import per_loss_gradients
-from ..signs import sign_purity
+from .. import GradDrop, MultiLossOptimizer, per_loss_gradients, sign_purity
 from .data import CANVAS, TASKS, Data, Pictures
 
 BATCH = 128
