@@ -13,7 +13,7 @@ from .batching import Batching
 from .combine import Combination
 from .graph import AccumulateGrad, Edge, Meeting
 from .ranks import refuse_ranks
-from .refusals import check_marked, check_meetings, check_real, refuse_layers
+from .refusals import check_dense, check_marked, check_meetings, check_real, refuse_layers
 from .report import Report, SiteReport
 from .rows import rows_below, rows_by_backward
 from .sites import joint_groups, marked_edges
@@ -115,19 +115,19 @@ def backward_at_parameters(step: Step, parameters: Sequence[Tensor], batching: B
     site_of = {i: site for site, i in enumerate(shared)}
     combination = step.pipeline.combination(step.losses, [None] * len(site_of))
     gradients: list[Tensor | None] = [None] * len(targets)
+
+    def take(loss: int, i: int, row: Tensor | None) -> None:
+        if row is None or (opaque and not row.any()):
+            return
+        if i in site_of:
+            check_dense(row.layout is torch.strided)
+            combination.add(site_of[i], loss, row)
+        else:
+            gradients[i] = row
+
     for loss, rows in stream(starts=step.starts()):
-        for i, row in enumerate(rows):
-            if row is None or (opaque and not row.any()):
-                continue
-            if i not in site_of:
-                gradients[i] = row
-            elif row.layout is torch.strided:
-                combination.add(site_of[i], loss, row)
-            else:
-                raise TypeError(
-                    "A shared parameter has sparse gradients, which cannot be combined at parameters. Make its "
-                    'Embedding dense (`sparse=False`), or use `at="activations"`.'
-                )
+        for i in range(len(rows)):
+            take(loss, i, rows[i])
     for i, combined in zip(shared, combination.result(), strict=True):
         gradients[i] = combined
     for parameter, gradient in zip(targets, gradients, strict=True):

@@ -24,10 +24,19 @@ def check_real(dtype: torch.dtype) -> None:
         )
 
 
+def check_dense(dense: bool) -> None:
+    if not dense:
+        raise TypeError(
+            "The `losses` meet at a parameter with sparse gradients, which cannot be combined. Make the Embedding "
+            'dense (`sparse=False`), or let the losses meet above it: share one call of it, with `at="activations"`.'
+        )
+
+
 def check_meetings(step: Step, meetings: Sequence[Meeting], *, joint: Sequence[Sequence[Edge]] = ()) -> None:
     """Raise if no transform would have anything to decide on."""
     for meeting in meetings:
         check_real(meeting.dtype)
+        check_dense(not any(getattr(node, "_saved_sparse", False) for node, _, _ in meeting.entries))
     if any(len(step.losses_at(group)) > 1 for group in joint):
         return
     several = [meeting for meeting in meetings if not meeting.separate or len(meeting.losses) > 1]

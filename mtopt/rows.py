@@ -89,7 +89,9 @@ def rows_below(
         last = losses[-1] == len(starts) - 1
         if shared:
             _shared_pass(graph, arrived, targets, shared, rows, batching, retain_graph=retain_graph or not last)
-        yield from rows.items()
+        for loss, row in rows.items():
+            yield loss, row
+            row.clear()  # views that are still held would keep the whole chunk alive during the next one
 
 
 def _chunks(n_losses: int, size: int) -> Iterator[range]:

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -442,6 +443,38 @@ def test_an_overflow_in_one_loss_skips_the_step(at):
     scaler.update()
     assert_same(weights(net), before)
     assert scaler.get_scale() < 2.0**16
+
+
+def test_distributed_checkpoints_hold_what_torch_keeps():
+    """`torch.distributed.checkpoint` steps the optimizer with no gradients, and keeps state and groups."""
+    net, batches, _, optimizer = make("AdamW")
+    train(net, batches[:2], optimizer)
+    saved = round_trip(get_optimizer_state_dict(net, optimizer))
+    states = round_trip([transform.state_dict() for transform in optimizer.transforms])
+    fresh_net, _, _, fresh = make("AdamW", GradDrop(seed=9))
+    fresh_net.load_state_dict(net.state_dict())
+    set_optimizer_state_dict(fresh_net, fresh, saved)
+    for transform, state in zip(fresh.transforms, states, strict=True):
+        transform.load_state_dict(state)
+    train(net, batches[2:], optimizer)
+    train(fresh_net, batches[2:], fresh)
+    assert_same(weights(fresh_net), weights(net))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own doings
+def test_a_compiled_step_is_the_step():
+    results = []
+    for compiled in (False, True):
+        net, batches, _, optimizer = make("AdamW")
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for batch in batches[:3]:
+            optimizer.zero_grad()
+            optimizer.backward(net(batch))
+            step()
+        results.append(weights(net))
+    torch.compiler.reset()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_averaged_models_work():

@@ -260,6 +260,9 @@ def test_a_complex_site():
 
 def test_sparse_gradients_at_parameters():
     table = nn.Embedding(5, 3, sparse=True)
+    at_activations = MultiLossOptimizer(torch.optim.SparseAdam(table.parameters()))
+    with Unchanged(at_activations, TypeError, "parameter with sparse gradients"):
+        at_activations.backward([table(torch.tensor([0, 1])).sum(), table(torch.tensor([1])).square().sum()])
     optimizer = MultiLossOptimizer(torch.optim.SparseAdam(table.parameters()), at="parameters", chunk_size=1)
     z = table(torch.tensor([0, 1]))
     with Unchanged(optimizer, TypeError, 'sparse gradients.*at="activations"'):
