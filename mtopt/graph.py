@@ -176,17 +176,17 @@ class LossGraph:
 
     def check_alive(self) -> None:
         """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
-        for node in self.edges:
-            try:
-                _touch_saved(node)
-            except RuntimeError as error:
-                if "second time" in str(error):
-                    raise RuntimeError(
-                        "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
-                        "`retain_graph=True` to the earlier backward."
-                    ) from error
-                if "inplace operation" in str(error):
-                    raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
+        try:
+            for node in self.edges:
+                if names := _saved_names(type(node)):
+                    _touch_saved(node, names)
+        except RuntimeError as error:
+            if "second time" in str(error):
+                raise RuntimeError(
+                    "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
+                    "`retain_graph=True` to the earlier backward."
+                ) from error
+            raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
 
 
 def metadata_of(edge: Edge) -> Any:
@@ -195,6 +195,8 @@ def metadata_of(edge: Edge) -> Any:
 
 
 def edge_of(tensor: Tensor) -> Edge:
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
 
@@ -204,16 +206,21 @@ def gradient_edge(edge: Edge) -> GradientEdge:
 
 
 @cache
-def _saved_names(node_type: type) -> tuple[str, ...]:
-    return tuple(name for name in dir(node_type) if name.startswith("_raw_saved_"))
+def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
+    """The names of a node's saved tensors: the raw ones, and those that unpack them."""
+    raw = [name for name in dir(node_type) if name.startswith("_raw_saved_")]
+    return tuple((name, name.removeprefix("_raw")) for name in raw)
 
 
-def _touch_saved(node: Node) -> None:
-    """Read the node's saved tensors, except those behind user hooks, which may compute."""
-    for name in _saved_names(type(node)):
-        raw = getattr(node, name)  # a Python Function raises here, once freed
-        if name == "_raw_saved_tensors":
+def _touch_saved(node: Node, names: Sequence[tuple[str, str]]) -> None:
+    """Read one of the node's saved tensors, except those behind user hooks, which may compute."""
+    for raw_name, name in names:
+        raw = getattr(node, raw_name)  # a Python Function raises here, once freed
+        if raw_name == "_raw_saved_tensors":
             return
-        if all(saved.unpack_hook is None for saved in (raw if isinstance(raw, (tuple, list)) else (raw,))):
-            getattr(node, name.removeprefix("_raw"))
+        if isinstance(raw, (tuple, list)):
+            if all(saved.unpack_hook is None for saved in raw):
+                getattr(node, name)
+                return
+        elif raw.unpack_hook is None and getattr(node, name) is not None:
             return  # all of a node's tensors are freed together

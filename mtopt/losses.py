@@ -63,7 +63,7 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
                 f"LossWeighting."
             )
         edges[edge] = label
-        scalars.append(loss.detach())
+        scalars.append(loss)
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
 
 

@@ -57,7 +57,7 @@ class MarkSite:
                 activation = tensor.detach()  # shares storage and version counter
             node, number = edge_of(tensor)
             mark = Mark(self.owner, self.module, output, number, activation, tensor._version)
-            _marks(node).append(mark)
+            _metadata(node).setdefault(_KEY, []).append(mark)
 
 
 def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
@@ -68,7 +68,7 @@ def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
     """
     marked: dict[Edge, Mark] = {}
     for node in graph.edges:
-        for mark in _marks(node):
+        for mark in _metadata(node).get(_KEY, ()):
             if mark.owner == owner:
                 if mark.activation is not None and mark.activation._version != mark.version:
                     raise RuntimeError(
@@ -79,10 +79,9 @@ def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
     return marked
 
 
-def _marks(node: Node) -> list[Mark]:
-    metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]  # a property, whatever its stub says
-    marks: list[Mark] = metadata.setdefault(_KEY, [])
-    return marks
+def _metadata(node: Node) -> dict[str, list[Mark]]:
+    metadata: dict[str, list[Mark]] = node.metadata  # type: ignore[assignment]  # a property, whatever its stub says
+    return metadata
 
 
 def joint_groups(marked: dict[Edge, Mark], dim: int) -> list[list[Edge]]:

@@ -16,7 +16,7 @@ from strategies import FLOATS, leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import sign_dropout, sign_purity
-from mtopt.signs import SignSums
+from mtopt.signs import SignSums, mask_rows
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "graddrop.json").read_text())
 
@@ -31,6 +31,12 @@ def stream(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, 
         sums.add(row, share)
     draws = uniform.to(sums.total.dtype, copy=True)  # they are used up
     return sums.result(draws, keep, renormalize=renormalize)
+
+
+def masked(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, renormalize: bool = False) -> Tensor:
+    """The way that keeps all rows, which lists of transforms go."""
+    settings = {"leaks": leak, "keep": keep, "renormalize": renormalize, "activation": None, "dims": None}
+    return mask_rows(rows, uniform=uniform, **settings).sum(0)
 
 
 # -- purity --
@@ -88,7 +94,7 @@ def test_dropout_is_what_the_paper_says(data, rows, uniform, slope):
 @given(st.data(), stacked_rows(min_losses=2), uniforms(), st.sampled_from([0.0, 1.0, 2.0]), st.booleans())
 def test_streaming_agrees_with_all_rows_at_once(data, rows, uniform, slope, renormalize):
     share = data.draw(leaks(len(rows)))
-    at_once = sign_dropout(rows, uniform=full(rows, uniform), leak=share, keep=slope, renormalize=renormalize)
+    at_once = masked(rows, full(rows, uniform), share, slope, renormalize)
     torch.testing.assert_close(stream(rows, full(rows, uniform), share, slope, renormalize), at_once)
 
 
@@ -105,9 +111,9 @@ def test_unanimous_rows_are_summed_bit_for_bit_in_every_dtype(data, uniform, dty
     rows = data.draw(stacked_rows(signs="same", dtype=dtype, scales=scales))
     wide = rows.to(torch.promote_types(dtype, torch.float32))
     draws = full(rows, uniform).to(wide.dtype)
-    assert torch.equal(sign_dropout(rows, uniform=draws), wide.sum(0).to(dtype))
-    share = data.draw(leaks(len(rows)))
     in_order = sum(wide[1:], wide[0].clone())
+    assert torch.equal(sign_dropout(rows, uniform=draws), in_order.to(dtype))
+    share = data.draw(leaks(len(rows)))
     assert torch.equal(stream(rows, draws, share), in_order.to(dtype))
 
 
@@ -130,8 +136,10 @@ def test_a_coordinate_of_one_loss_alone_is_kept_bit_for_bit(data, rows, uniform,
 @given(stacked_rows(scales=True), uniforms(), st.sampled_from([0.0, 1.0, 3.0]))
 def test_a_full_leak_is_the_plain_sum_bit_for_bit(rows, uniform, slope):
     draws, all_of_it = full(rows, uniform), [1.0] * len(rows)
-    assert torch.equal(sign_dropout(rows, uniform=draws, leak=1.0, keep=slope), rows.sum(0))
-    assert torch.equal(stream(rows, draws, all_of_it, slope), sum(rows[1:], rows[0].clone()))
+    in_order = sum(rows[1:], rows[0].clone())
+    assert torch.equal(sign_dropout(rows, uniform=draws, leak=1.0, keep=slope), in_order)
+    assert torch.equal(stream(rows, draws, all_of_it, slope), in_order)
+    assert torch.equal(masked(rows, draws, all_of_it, slope), rows.sum(0))
 
 
 @given(st.data(), stacked_rows(), uniforms(), st.floats(0, 1))
@@ -322,6 +330,32 @@ def test_half_rows_are_summed_and_compared_in_float32(dtype):
 def test_a_half_precision_draw_never_drops_a_unanimous_gradient():
     rows = torch.ones(2, 100_000, dtype=torch.bfloat16)
     assert (sign_dropout(rows, generator=torch.Generator().manual_seed(0)) == 2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 99_999), (2, 400, 500)])
+def test_draws_are_uniform_and_independent_of_their_neighbours(dtype, shape):
+    """In full conflict the positive sign is picked iff U < 0.3: its share, and that of pairs, within five errors."""
+    rows = torch.stack([torch.full(shape[1:], 0.3, dtype=dtype), torch.full(shape[1:], -0.7, dtype=dtype)])
+    picked = (sign_dropout(rows, generator=torch.Generator().manual_seed(1)) > 0).flatten().double()
+    error = 5 * math.sqrt(0.21 / len(picked))
+    assert abs(picked.mean() - 0.3) < error
+    for lag in (1, 2, 3):
+        assert abs((picked[lag:] * picked[:-lag]).mean() - 0.09) < error
+
+
+def test_given_draws_are_not_changed():
+    uniform = torch.full((4,), 0.25)
+    sign_dropout(torch.randn(3, 4), uniform=uniform)
+    assert (uniform == 0.25).all()
+
+
+def test_rows_that_are_not_contiguous_give_the_same_result():
+    rows = torch.randn(3, 2, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    draws = torch.rand(2, 4, 5, 6)
+    torch.testing.assert_close(sign_dropout(rows, uniform=draws), sign_dropout(rows.contiguous(), uniform=draws))
+    pictures = [row.contiguous(memory_format=torch.channels_last) for row in rows]
+    torch.testing.assert_close(stream(pictures, draws, [0.0] * 3), sign_dropout(rows, uniform=draws))
 
 
 def test_rows_are_not_changed():

@@ -20,7 +20,7 @@ class Losses:
         indices: Place of each loss in the user's list.
         n_losses: Length of the user's list, absent losses included.
         names: Names of the whole list, where it was given as a dict.
-        scalars: The detached losses; `None` inside a `MultiLossLayer`, which sees no loss.
+        scalars: The losses themselves; `None` inside a `MultiLossLayer`, which sees no loss.
     """
 
     indices: tuple[int, ...]
@@ -51,7 +51,7 @@ class Losses:
         if self.scalars is None:
             raise RuntimeError("A MultiLossLayer sees no loss values. Give this transform to a MultiLossOptimizer.")
         dtype = reduce(torch.promote_types, (scalar.dtype for scalar in self.scalars))
-        return torch.stack([scalar.reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
+        return torch.stack([scalar.detach().reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..signs import (
     Keep,
+    Scratch,
     SignSums,
     check_keep,
     check_leak,
@@ -78,6 +79,7 @@ class GradDrop(RowTransform):
             raise TypeError(f"`seed` must be a whole number or None, but it is {type(seed).__name__}.")
         self.seed = _seed_from_global_state() if seed is None else seed
         self._generators: dict[str, torch.Generator] = {}
+        self.scratch = Scratch()
 
     def check(self, losses: Losses) -> None:
         if isinstance(self.leak, dict):
@@ -130,7 +132,7 @@ class GradDrop(RowTransform):
             self.generator(torch.device(key)).set_state(state.cpu())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_generators": self.state_dict()["generators"]}
+        return {**self.__dict__, "_generators": self.state_dict()["generators"], "scratch": Scratch()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -148,15 +150,14 @@ class _GradDropStream:
     def __init__(self, method: GradDrop, losses: Losses) -> None:
         self.method = method
         self.leaks = method.leaks(losses)
-        self.sums = SignSums(leaky=any(self.leaks))
+        self.sums = SignSums(leaky=any(self.leaks), scratch=method.scratch)
 
     def add(self, position: int, row: Tensor) -> None:
         self.sums.add(row, self.leaks[position])
 
     def result(self) -> Tensor:
-        total = self.sums.total
-        assert total is not None
-        uniform = draw(total.shape, total, self.method.generator(total.device))
+        assert self.sums.total is not None
+        uniform = self.sums.draw(self.method.generator(self.sums.total.device))
         return self.sums.result(uniform, self.method.keep, renormalize=self.method.renormalize)
 
 
