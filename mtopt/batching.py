@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
-from .graph import LossGraph, metadata_of
+from .graph import LossGraph, Meeting, metadata_of
 
-DEFAULT_CHUNK = 4
+VMAP_SIZE = 8
+LARGE = 2**14  # numbers in a row: from here on a CPU is busy with one loss at a time
 
 
 @dataclass
@@ -24,24 +27,22 @@ class Batching:
     refusal: str | None = None
     used: str = ""
 
-    def size_for(self, graph: LossGraph) -> int:
-        """Losses to differentiate together."""
+    def size_for(self, graph: LossGraph, meetings: Sequence[Meeting]) -> int:
+        """Losses to differentiate together below the meetings."""
+        size, self.used = self._choice(graph, meetings)
+        return size
+
+    def _choice(self, graph: LossGraph, meetings: Sequence[Meeting]) -> tuple[int, str]:
         if self.refusal is not None:
-            self.used = f"loop, because vmap could not work: {self.refusal}"
-            return 1
+            return 1, f"loop, because vmap could not work: {self.refusal}"
         if self.chunk_size is not None:
-            self.used = (
-                "loop, as asked" if self.chunk_size == 1 else f"vmap, {self.chunk_size} losses at a time, as asked"
-            )
-            return self.chunk_size
-        if any(
-            graph.shared(node) and node.name() == "ConvolutionBackward0" and metadata_of((node, 0)).device.type == "cpu"
-            for node in graph.edges
-        ):
-            self.used = "loop, because batched convolutions are slower on a CPU"
-            return 1
-        self.used = f"vmap, {DEFAULT_CHUNK} losses at a time"
-        return DEFAULT_CHUNK
+            return self.chunk_size, "loop, as asked" if self.chunk_size == 1 else f"vmap of {self.chunk_size}, as asked"
+        if any(metadata_of(meeting.edge).device.type == "cpu" for meeting in meetings):
+            if sum(prod(meeting.shape) for meeting in meetings) >= LARGE:
+                return 1, "loop, because rows as large as these gain nothing by vmap on a CPU"
+            if any(graph.shared(node) and node.name() == "ConvolutionBackward0" for node in graph.edges):
+                return 1, "loop, because batched convolutions are slower on a CPU"
+        return VMAP_SIZE, f"vmap of {VMAP_SIZE}"
 
     def give_up(self, error: Exception) -> None:
         self.refusal = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

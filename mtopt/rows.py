@@ -79,26 +79,24 @@ def rows_below(
     """Yield `(loss, its gradient for each target)`, loss by loss; only one chunk of rows is alive at a time."""
     meetings = graph.frontier()
     shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
-    interior = any(type(meeting.edge[0]) is not AccumulateGrad for meeting in meetings)
-    size = batching.size_for(graph) if interior else 1
+    interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
+    size = batching.size_for(graph, interior) if interior else 1
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them.
     keep_exclusive = retain_graph or graph.nested(meetings)
-    for losses in _chunks(len(starts), size):
+    last = len(starts) - 1
+    for first in range(0, len(starts), size):
+        losses = range(first, min(first + size, len(starts)))
         rows = {loss: [None] * len(targets) for loss in losses}  # type: dict[int, Rows]
         arrived = _exclusive_pass(graph, starts, losses, targets, meetings, rows, retain_graph=keep_exclusive)
-        last = losses[-1] == len(starts) - 1
-        if shared:
-            _shared_pass(graph, arrived, targets, shared, rows, batching, retain_graph=retain_graph or not last)
-        for loss, row in rows.items():
-            yield loss, row
-            row.clear()  # views that are still held would keep the whole chunk alive during the next one
-
-
-def _chunks(n_losses: int, size: int) -> Iterator[range]:
-    """Runs of losses; the last stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph."""
-    for start in range(0, n_losses - 1, size):
-        yield range(start, min(start + size, n_losses - 1))
-    yield range(n_losses - 1, n_losses)
+        # The last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph.
+        for chunk in (losses[:-1], losses[-1:]) if losses[-1] == last else (losses,):
+            if shared and chunk:
+                at_meetings = {loss: arrived[loss] for loss in chunk}
+                retain = retain_graph or chunk[-1] != last
+                _shared_pass(graph, at_meetings, targets, shared, rows, batching, retain_graph=retain)
+            for loss in chunk:
+                yield loss, rows[loss]
+                rows[loss].clear()  # views that are still held would keep the whole chunk alive during the next one
 
 
 def _exclusive_pass(

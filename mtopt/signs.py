@@ -150,13 +150,14 @@ class Scratch:
     """Memory for intermediate numbers, kept for the next site: on a CPU, fresh memory costs more than sums in it."""
 
     KEEP = 3
+    SMALL = 2**14  # below this many numbers fresh memory is cheap
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
 
     def take(self, like: Tensor) -> Tensor:
         """An uninitialized tensor like a dense one."""
-        if like.device.type == "cpu":  # elsewhere torch's allocator keeps memory itself, in the order of its streams
+        if self._keeps(like):  # elsewhere torch's allocator keeps memory itself, in the order of its streams
             for i, free in enumerate(self._free):
                 if free.dtype == like.dtype and free.numel() >= like.numel():
                     return self._free.pop(i).as_strided(like.shape, like.stride())
@@ -165,9 +166,12 @@ class Scratch:
     def give(self, *tensors: Tensor) -> None:
         """Take back tensors that nobody uses any more."""
         for tensor in tensors:
-            if tensor.device.type == "cpu" and len(self._free) < self.KEEP:
+            if self._keeps(tensor) and len(self._free) < self.KEEP:
                 whole = tensor.untyped_storage().nbytes() // tensor.element_size()
                 self._free.append(tensor.detach().as_strided((whole,), (1,), 0))
+
+    def _keeps(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu" and tensor.numel() >= self.SMALL
 
 
 class SignSums:
@@ -211,8 +215,8 @@ class SignSums:
         total, positive = self.total, self.positive
         assert total is not None
         negative = (total - positive if self.leaky or renormalize else total.sub_(positive)).clamp_max_(0)
-        purity = keep_probability(positive, negative, keep, out=self.scratch.take(negative))
-        picked = uniform.lt_(purity)  # 1 or 0
+        purity = self.scratch.take(negative)
+        picked = uniform.lt_(keep_probability(positive, negative, keep, out=purity))  # 1 or 0
         # lerp multiplies: an inf on the dropped side becomes NaN, and an overflow stays visible.
         if self.leaky:
             dropped = self.droppable.sub_(self.droppable_positive).lerp_(self.droppable_positive, 1 - picked)

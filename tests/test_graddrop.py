@@ -122,3 +122,26 @@ def test_repr_shows_what_was_chosen(settings, text):
 def test_bad_settings_are_refused_at_once(settings, error, match):
     with pytest.raises(error, match=match):
         GradDrop(**settings)
+
+
+def test_what_a_keep_function_returns_stays_the_users():
+    """Its result is not taken for scratch memory, however large it is."""
+    half = torch.full((200, 200), 0.5)
+    method = GradDrop(keep=lambda purity: half, seed=0)
+    for _ in range(3):
+        w = nn.Parameter(torch.ones(200, 200))
+        z = w * 1
+        MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), method).backward([z.sum(), (-z).sum(), (2 * z).sum()])
+    assert (half == 0.5).all()
+
+
+def test_results_of_earlier_steps_are_not_overwritten():
+    """Scratch memory is used again, results are not."""
+    method = GradDrop(seed=0)
+    kept = []
+    for scale in (1.0, 2.0, 3.0):
+        w = nn.Parameter(torch.ones(200, 200))
+        z = w * 1
+        MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), method).backward([(scale * z).sum(), (scale * z).sum()])
+        kept.append(w.grad)
+    assert [k.unique().tolist() for k in kept] == [[2.0], [4.0], [6.0]]

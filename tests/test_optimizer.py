@@ -536,7 +536,7 @@ def test_repr_and_explain_say_what_happens():
     _, batches, _, at_parameters = make("AdamW", at="parameters")
     net = make("AdamW")[0]
     at_parameters.backward(net(batches[0]))
-    assert "vmap, 4 losses at a time" in at_parameters.explain()
+    assert "vmap of 8" in at_parameters.explain()
 
 
 def test_a_stand_in_that_shares_the_attributes_works():
