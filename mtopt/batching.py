@@ -10,6 +10,10 @@ from math import prod
 from .graph import LossGraph, Meeting, metadata_of
 
 VMAP_SIZE = 8
+SLOW_BATCHED = {
+    "ConvolutionBackward0": "convolution",
+    "ScaledDotProductFlashAttentionForCpuBackward0": "attention",  # has no batching rule
+}
 LARGE = 2**14  # numbers in a row: from here on a CPU is busy with one loss at a time
 
 
@@ -40,8 +44,9 @@ class Batching:
         if any(metadata_of(meeting.edge).device.type == "cpu" for meeting in meetings):
             if sum(prod(meeting.shape) for meeting in meetings) >= LARGE:
                 return 1, "loop, because rows as large as these gain nothing by vmap on a CPU"
-            if any(graph.shared(node) and node.name() == "ConvolutionBackward0" for node in graph.edges):
-                return 1, "loop, because batched convolutions are slower on a CPU"
+            for node in graph.edges:
+                if node.name() in SLOW_BATCHED and graph.shared(node):
+                    return 1, f"loop, because batched {SLOW_BATCHED[node.name()]} gains nothing on a CPU"
         return VMAP_SIZE, f"vmap of {VMAP_SIZE}"
 
     def give_up(self, error: Exception) -> None:

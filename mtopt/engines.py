@@ -56,10 +56,13 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
     losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
     """
     refuse_layers(step)
-    marked = marked_edges(step.graph, owner)
-    check_marked(step, marked)
-    refuse_ranks(step.pipeline, step.process_group)
     joint_dim = None if step.pipeline.marginalized is None else step.pipeline.marginalized[0]
+    # A row alone at a site stays as it is, unless the decision is joint; so most nodes need no look.
+    marked = marked_edges(step.graph, owner, shared_only=joint_dim is None)
+    if len(step.losses_at(marked)) < len(step.losses):
+        marked = marked_edges(step.graph, owner)
+        check_marked(step, marked)
+    refuse_ranks(step.pipeline, step.process_group)
     groups = [[edge] for edge in marked] if joint_dim is None else joint_groups(marked, joint_dim)
     meetings = {edge: step.graph.meeting_at(edge) for edge in marked}
     direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]

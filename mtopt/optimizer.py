@@ -6,6 +6,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -144,7 +145,7 @@ class MultiLossOptimizer(Optimizer):
         if losses is not None:
             if closure is not None:
                 raise ValueError("`losses` and `closure` are both given. Let the closure return the losses.")
-            if _needs_closure(self.inner):
+            if _needs_closure(type(self.inner).step):
                 raise TypeError(
                     f"`losses` are evaluated several times in one step of {type(self.inner).__name__}. Give a closure "
                     f"that clears the gradients, computes the losses and returns them."
@@ -278,8 +279,9 @@ def _check_at(at: str | nn.Module | Iterable[nn.Module]) -> str | list[nn.Module
     return modules
 
 
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+@cache
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
 

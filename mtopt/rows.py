@@ -84,17 +84,21 @@ def rows_below(
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them.
     keep_exclusive = retain_graph or graph.nested(meetings)
     last = len(starts) - 1
-    for first in range(0, len(starts), size):
-        losses = range(first, min(first + size, len(starts)))
+    first = 0
+    while first <= last:
+        losses = range(first, min(first + (size if batching.refusal is None else 1), last + 1))
+        first = losses.stop
         rows = {loss: [None] * len(targets) for loss in losses}  # type: dict[int, Rows]
         arrived = _exclusive_pass(graph, starts, losses, targets, meetings, rows, retain_graph=keep_exclusive)
+        for loss in losses:
+            _rows_at_leaves(arrived[loss], targets, rows[loss])
         # The last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph.
         for chunk in (losses[:-1], losses[-1:]) if losses[-1] == last else (losses,):
-            if shared and chunk:
-                at_meetings = {loss: arrived[loss] for loss in chunk}
-                retain = retain_graph or chunk[-1] != last
-                _shared_pass(graph, at_meetings, targets, shared, rows, batching, retain_graph=retain)
+            batched = len(chunk) > 1 and _shared_pass_by_vmap(graph, arrived, targets, shared, rows, chunk, batching)
             for loss in chunk:
+                if not batched:
+                    retain = retain_graph or loss != last
+                    _shared_pass(arrived[loss], targets, shared, rows[loss], retain_graph=retain)
                 yield loss, rows[loss]
                 rows[loss].clear()  # views that are still held would keep the whole chunk alive during the next one
 
@@ -141,63 +145,69 @@ def _exclusive_pass(
     return arrived
 
 
+def _rows_at_leaves(at_edges: dict[Edge, Tensor], targets: Sequence[Edge], row: Rows) -> None:
+    """Where losses meet at a leaf, the row is there already."""
+    for edge in [edge for edge in at_edges if type(edge[0]) is AccumulateGrad]:
+        gradient = at_edges.pop(edge)
+        if edge in targets:
+            row[targets.index(edge)] = gradient
+
+
 def _shared_pass(
+    at_edges: dict[Edge, Tensor], targets: Sequence[Edge], shared: Sequence[int], row: Rows, *, retain_graph: bool
+) -> None:
+    """Push one loss's rows at the meetings on to the shared targets."""
+    if at_edges and shared:
+        gradients = torch.autograd.grad(
+            [gradient_edge(edge) for edge in at_edges],
+            [gradient_edge(targets[i]) for i in shared],
+            list(at_edges.values()),
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+        _add_rows(row, shared, gradients)
+
+
+def _shared_pass_by_vmap(
     graph: LossGraph,
     arrived: dict[int, dict[Edge, Tensor]],
     targets: Sequence[Edge],
     shared: Sequence[int],
     rows: dict[int, Rows],
+    losses: range,
     batching: Batching,
-    *,
-    retain_graph: bool,
-) -> None:
-    """Push the rows at the meetings on to the shared targets."""
-    place = {targets[i]: i for i in shared}
-    for loss, at_edges in arrived.items():  # where losses meet at a leaf, the row is there already
-        for edge in [edge for edge in at_edges if type(edge[0]) is AccumulateGrad]:
-            row = at_edges.pop(edge)
-            if edge in place:
-                rows[loss][place[edge]] = row
-    edges = list(dict.fromkeys(edge for at_edges in arrived.values() for edge in at_edges))
-    if not edges:
-        return
-    inputs = [gradient_edge(targets[i]) for i in shared]
-    if len(arrived) > 1:
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message="There is a performance drop")  # vmap without a batching rule
-                batched = _batched_vjp(arrived, edges, inputs)
-        except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
-            batching.give_up(error)
-        else:
-            for n, loss in enumerate(arrived):
-                # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
-                reached = [graph.reach[targets[i][0]] >> loss & 1 for i in shared]
-                found = [g[n] if g is not None and r else None for g, r in zip(batched, reached, strict=True)]
-                _add_rows(rows[loss], shared, found)
-            return
-    for n, (loss, at_edges) in enumerate(arrived.items()):
-        if at_edges:
-            gradients = torch.autograd.grad(
-                [gradient_edge(edge) for edge in at_edges],
-                inputs,
-                list(at_edges.values()),
-                retain_graph=retain_graph or n < len(arrived) - 1,
-                allow_unused=True,
+) -> bool:
+    """The same for several losses at once; False if vmap cannot."""
+    edges = list(dict.fromkeys(edge for loss in losses for edge in arrived[loss]))
+    if not edges or not shared:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="There is a performance drop")  # vmap without a batching rule
+            batched = _batched_vjp(
+                [arrived[loss] for loss in losses], edges, [gradient_edge(targets[i]) for i in shared]
             )
-            _add_rows(rows[loss], shared, gradients)
+    except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
+        batching.give_up(error)
+        return False
+    for n, loss in enumerate(losses):
+        # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
+        reached = [graph.reach[targets[i][0]] >> loss & 1 for i in shared]
+        found = [g[n] if g is not None and r else None for g, r in zip(batched, reached, strict=True)]
+        _add_rows(rows[loss], shared, found)
+    return True
 
 
 def _batched_vjp(
-    arrived: dict[int, dict[Edge, Tensor]], edges: Sequence[Edge], inputs: Sequence[torch.autograd.graph.GradientEdge]
+    arrived: Sequence[dict[Edge, Tensor]], edges: Sequence[Edge], inputs: Sequence[torch.autograd.graph.GradientEdge]
 ) -> list[Tensor | None]:
     """One VJP for several losses at once: for each input `(chunk, *S)`, or None where no loss reaches it."""
     outputs = [gradient_edge(edge) for edge in edges]
     stacked = []
     for edge in edges:
-        like = next(at_edges[edge] for at_edges in arrived.values() if edge in at_edges)
+        like = next(at_edges[edge] for at_edges in arrived if edge in at_edges)
         zero = torch.zeros((), dtype=like.dtype, device=like.device).expand_as(like)
-        stacked.append(torch.stack([at_edges.get(edge, zero) for at_edges in arrived.values()]))
+        stacked.append(torch.stack([at_edges.get(edge, zero) for at_edges in arrived]))
     reached: list[bool] = []
 
     def vjp(*gradients: Tensor) -> tuple[Tensor, ...]:

@@ -60,14 +60,16 @@ class MarkSite:
             _metadata(node).setdefault(_KEY, []).append(mark)
 
 
-def marked_edges(graph: LossGraph, owner: str) -> dict[Edge, Mark]:
-    """The edges that one optimizer's hooks have marked.
+def marked_edges(graph: LossGraph, owner: str, *, shared_only: bool = False) -> dict[Edge, Mark]:
+    """The edges that one optimizer's hooks have marked, among all nodes or those that several losses reach.
 
     Raises:
         RuntimeError: If a marked activation was since changed in place, so that its sign is lost.
     """
     marked: dict[Edge, Mark] = {}
     for node in graph.edges:
+        if shared_only and not graph.shared(node):
+            continue
         for mark in _metadata(node).get(_KEY, ()):
             if mark.owner == owner:
                 if mark.activation is not None and mark.activation._version != mark.version:

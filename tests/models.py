@@ -337,7 +337,7 @@ def function_that_vmap_cannot_take() -> Case:
         def forward(self, x: Tensor) -> Tensor:
             return _Opaque.apply(x)
 
-    return shared_trunk(nn.Sequential(nn.Linear(D, D), Opaque(), nn.Linear(D, D)), inputs(), vmap=False)
+    return shared_trunk(nn.Sequential(nn.Linear(D, D), Opaque(), nn.Linear(D, D)), inputs(), vmap=False, n=7)
 
 
 @model

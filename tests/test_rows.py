@@ -60,11 +60,14 @@ def test_exclusive_parts_are_differentiated_once_and_vmap_halves_the_passes():
     assert runs == {"heads": 5, "trunk": 2}  # four losses in one vmap, and the last alone
 
 
-def test_vmap_that_cannot_work_falls_back_once_and_says_why():
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_vmap_that_cannot_work_falls_back_once_and_says_why(chunk_size):
     case = MODELS["function_that_vmap_cannot_take"]()
-    optimizer = MultiLossOptimizer(torch.optim.SGD(case.model.parameters(), lr=0.1), at="parameters")
-    with pytest.warns(RuntimeWarning, match="one by one, since vmap could not work on this model: .*vmap"):
+    inner = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    optimizer = MultiLossOptimizer(inner, GradDrop(seed=0), at="parameters", chunk_size=chunk_size)
+    with pytest.warns(RuntimeWarning, match="one by one, since vmap could not work on this model: .*vmap") as told:
         optimizer.backward(case.run().losses)
+    assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.backward(case.run().losses)
