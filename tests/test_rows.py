@@ -80,11 +80,19 @@ def test_the_loop_can_be_asked_for():
     assert "loop, as asked" in optimizer.explain()
 
 
+def test_attention_on_a_cpu_is_looped_without_a_warning():
+    trunk, heads, optimizer = network(3)
+    z = trunk(torch.ones(2, 3, 4)).unsqueeze(1)
+    z = nn.functional.scaled_dot_product_attention(z, z, z)
+    optimizer.backward([head(z).sub(i).square().mean() for i, head in enumerate(heads)])
+    assert "batched attention gains nothing on a CPU" in optimizer.explain()
+
+
 def test_convolutions_on_a_cpu_are_looped():
     case = MODELS["group_norm_convolutions"]()
     optimizer = MultiLossOptimizer(torch.optim.SGD(case.model.parameters(), lr=0.1), at="parameters")
     optimizer.backward(case.run().losses)
-    assert "batched convolutions are slower" in optimizer.explain()
+    assert "gains nothing on a CPU" in optimizer.explain()
 
 
 def test_a_real_error_in_the_shared_part_is_raised_not_swallowed():
