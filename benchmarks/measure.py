@@ -15,7 +15,7 @@ from torch import Tensor
 from torchjd.aggregation import GradDrop
 
 from mtopt import sign_dropout
-from mtopt.signs import SignSums, draw
+from mtopt.sums import SignSums
 
 WARM_UPS = 2
 SLOW = 0.5  # seconds; a cell as slow as this needs no second warm-up
@@ -126,7 +126,7 @@ def combination_cells(n_rows: int, size: int) -> dict[str, Run]:
         sums = SignSums(leaky=False)
         for row in rows:
             sums.add(row, 0.0)
-        return sums.result(draw(row.shape, row, generator), 1.0, renormalize=False)
+        return sums.result(sums.draw(generator), 1.0, renormalize=False)
 
     return {
         SIGN_DROPOUT: _timed(lambda: sign_dropout(rows, generator=generator)),

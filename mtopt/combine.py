@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Stream, Transform
-from .signs import wide_dtype
+from .sums import wide_dtype
 
 
 class Combination(Protocol):

@@ -16,7 +16,8 @@ from strategies import FLOATS, leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import sign_dropout, sign_purity
-from mtopt.signs import SignSums, mask_rows
+from mtopt.signs import mask_rows
+from mtopt.sums import SignSums
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "graddrop.json").read_text())
 

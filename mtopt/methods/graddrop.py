@@ -8,19 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..signs import (
-    Keep,
-    Scratch,
-    SignSums,
-    check_keep,
-    check_leak,
-    check_marginalize,
-    check_share,
-    decision_shape,
-    dims_of,
-    draw,
-    mask_rows,
-)
+from ..signs import check_keep, check_leak, check_marginalize, check_share, decision_shape, dims_of, draw, mask_rows
+from ..sums import Keep, Scratch, SignSums
 from .base import Losses, RowTransform, Site
 
 
