@@ -331,6 +331,18 @@ class _Opaque(torch.autograd.Function):
         return 2 * x * gradient if float(gradient.abs().sum()) >= 0 else None
 
 
+class Fails(torch.autograd.Function):
+    """The identity, with a backward that fails."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ArithmeticError("on purpose")
+
+
 @model
 def function_that_vmap_cannot_take() -> Case:
     class Opaque(nn.Module):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from models import MODELS
+from models import MODELS, Fails
 from torch import nn
 
 from mtopt import GradDrop, GramianTransform, MultiLossOptimizer, per_loss_gradients
@@ -96,15 +96,6 @@ def test_convolutions_on_a_cpu_are_looped():
 
 
 def test_a_real_error_in_the_shared_part_is_raised_not_swallowed():
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            raise ArithmeticError("on purpose")
-
     trunk, heads, optimizer = network(3)
     z = Fails.apply(trunk(torch.ones(3, 4)))
     with pytest.warns(RuntimeWarning, match="on purpose"), pytest.raises(ArithmeticError, match="on purpose"):

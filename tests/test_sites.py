@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from models import Fails
 from torch import nn
 
 from mtopt import GradDrop, MultiLossOptimizer, sign_dropout
@@ -184,15 +185,6 @@ def test_backward_hooks_are_gone_afterwards(net):
 
 
 def test_hooks_are_gone_after_an_error_too(net):
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            raise ArithmeticError("on purpose")
-
     optimizer = MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1))
     z = net.trunk(batch())
     losses = [net.heads[0](z).square().mean(), net.heads[1](Fails.apply(z)).square().mean()]
