@@ -47,6 +47,7 @@ class MultiLossOptimizer(Optimizer):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> model = nn.ModuleDict({"trunk": nn.Linear(4, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
         >>> optimizer = MultiLossOptimizer(torch.optim.AdamW(model.parameters()))
         >>> features = model["trunk"](torch.ones(2, 4)).relu()
