@@ -176,17 +176,19 @@ class LossGraph:
 
     def check_alive(self) -> None:
         """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
-        try:
-            for node in self.edges:
+        for node in self.edges:
+            try:
                 if names := _saved_names(type(node)):
                     _touch_saved(node, names)
-        except RuntimeError as error:
-            if "second time" in str(error):
-                raise RuntimeError(
-                    "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
-                    "`retain_graph=True` to the earlier backward."
-                ) from error
-            raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
+            except RuntimeError as error:
+                if "second time" in str(error):
+                    raise RuntimeError(
+                        "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
+                        "`retain_graph=True` to the earlier backward."
+                    ) from error
+                if "inplace operation" in str(error):
+                    raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
+                # Anything else says only that this node does not let itself be looked at.
 
 
 def metadata_of(edge: Edge) -> Any:

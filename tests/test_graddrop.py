@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtopt import GradDrop, MultiLossOptimizer
+from mtopt import GradDrop, Losses, MultiLossOptimizer, Site
 
 
 def step(method: GradDrop) -> list[float]:
@@ -145,3 +145,15 @@ def test_results_of_earlier_steps_are_not_overwritten():
         MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), method).backward([(scale * z).sum(), (scale * z).sum()])
         kept.append(w.grad)
     assert [k.unique().tolist() for k in kept] == [[2.0], [4.0], [6.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["marginalized", "in a list"])
+def test_half_rows_are_decided_in_float32_in_every_form(dtype, form):
+    """In float16 the mass of each sign would overflow, the purity be NaN and unanimous gradients be dropped."""
+    rows = torch.full((4, 64, 2), 30_000.0 / 4).to(dtype)
+    method = GradDrop(marginalize=0 if form == "marginalized" else None, seed=0)
+    activation = torch.ones(64, 2, dtype=dtype)
+    kept = method.transform(rows * 4, Site(Losses(tuple(range(4)), 4), activation))
+    assert kept.dtype == dtype
+    assert torch.equal(kept, rows * 4)

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..signs import check_keep, check_leak, check_marginalize, check_share, decision_shape, dims_of, draw, mask_rows
+from ..signs import (
+    check_keep,
+    check_leak,
+    check_marginalize,
+    check_share,
+    decision_shape,
+    dims_of,
+    draw,
+    mask_rows,
+    widen,
+)
 from ..sums import Keep, Scratch, SignSums
 from .base import Losses, RowTransform, Site
 
@@ -91,8 +101,8 @@ class GradDrop(RowTransform):
 
     def transform(self, rows: Tensor, site: Site) -> Tensor:
         dims = None if self.marginalize is None else dims_of(self.marginalize, rows.ndim - 1)
-        return mask_rows(
-            rows,
+        masked = mask_rows(
+            widen(rows),
             uniform=draw(decision_shape(rows.shape[1:], dims), rows, self.generator(rows.device)),
             leaks=self.leaks(site.losses),
             keep=self.keep,
@@ -100,6 +110,7 @@ class GradDrop(RowTransform):
             dims=dims,
             renormalize=self.renormalize,
         )
+        return masked.to(rows.dtype)
 
     def stream(self, losses: Losses) -> _GradDropStream | None:
         return None if self.marginalize is not None else _GradDropStream(self, losses)
