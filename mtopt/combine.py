@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Stream, Transform
 from .sums import wide_dtype
 
@@ -27,6 +30,7 @@ class Pipeline:
         self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
         self.weightings: list[LossWeighting] = []
         self.row_transforms: list[GramianTransform | RowTransform] = []
+        self.joined = False  # whether several ranks have compared them
         for i, transform in enumerate(self.transforms):
             if isinstance(transform, LossWeighting):
                 if self.row_transforms:
@@ -64,13 +68,44 @@ class Pipeline:
             weights = new if weights is None else weights * new
         return weights
 
-    def combination(self, losses: Losses, activations: Sequence[Tensor | None]) -> Combination:
-        """A combination over as many sites as `activations` has entries (`None` where it is not known)."""
-        if len(self.row_transforms) == 1 and isinstance(self.row_transforms[0], RowTransform):
-            streams = [self.row_transforms[0].stream(losses) for _ in activations]
+    @property
+    def uses_values(self) -> bool:
+        return any(transform.uses_values for transform in self.transforms)
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the factor of a GradScaler must be known."""
+        return any(transform.uses_values or not transform.scale_equivariant for transform in self.transforms)
+
+    @property
+    def sums_over_ranks(self) -> bool:
+        return any(transform.sums_over_ranks for transform in self.row_transforms)
+
+    def combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
+        """A combination of the rows of `losses` over several sites. `site.losses` are those that any rank may have."""
+        first = self.row_transforms[0] if len(self.row_transforms) == 1 else None
+        if isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
+            streams = [first.stream(replace(site, losses=losses)) for site in sites]
             if all(stream is not None for stream in streams):
                 return _Streamed([stream for stream in streams if stream is not None])
-        return _Held(self.row_transforms, losses, activations)
+        return _Held(self.row_transforms, losses, sites)
+
+    def join(self, ranks: Ranks, losses: Losses) -> None:
+        """Once, all ranks compare their settings and start from rank 0's state.
+
+        Raises:
+            ValueError: If they have different transforms or losses.
+        """
+        if self.joined or ranks.size == 1:
+            return
+        names = list(losses.names) if losses.names else f"{losses.n_losses} losses"
+        mine = f"{re.sub(r' at 0x[0-9a-f]+', '', repr(self))} of {names}"
+        everywhere = ranks.gather_objects((mine, self.state()))
+        for rank, (setting, _) in enumerate(everywhere):
+            if setting != everywhere[0][0]:
+                raise ValueError(f"Ranks differ: rank 0 has {everywhere[0][0]}, rank {rank} has {setting}.")
+        self.load_state(everywhere[0][1])
+        self.joined = True
 
     def state(self) -> list[dict[str, Any]]:
         return [transform.state_dict() for transform in self.transforms]
@@ -121,16 +156,16 @@ class _Held:
     """Keeps the rows of every site until all are there."""
 
     def __init__(
-        self,
-        transforms: Sequence[GramianTransform | RowTransform],
-        losses: Losses,
-        activations: Sequence[Tensor | None],
+        self, transforms: Sequence[GramianTransform | RowTransform], losses: Losses, sites: Sequence[Site]
     ) -> None:
         self.transforms = transforms
         self.losses = losses
-        self.activations = activations
-        self.rows: list[Tensor | None] = [None] * len(activations)  # (T, *S) each, filled from the front
-        self.positions: list[list[int]] = [[] for _ in activations]
+        self.sites = sites
+        # A row that is alone stays as it is. But other ranks may have more rows at an activation, and sum over all.
+        sums = any(transform.sums_over_ranks for transform in transforms)
+        self.together = [sums and site.ranks.size > 1 and site.part is None for site in sites]
+        self.rows: list[Tensor | None] = [None] * len(sites)  # (T, *S) each, filled from the front
+        self.positions: list[list[int]] = [[] for _ in sites]
 
     def add(self, site: int, position: int, row: Tensor) -> None:
         rows = self.rows[site]
@@ -140,24 +175,26 @@ class _Held:
         self.positions[site].append(position)
 
     def result(self) -> list[Tensor | None]:
-        shared = [site for site, positions in enumerate(self.positions) if len(positions) > 1]
-        blocks = [_Block(self._rows(site), self.positions[site], self.activations[site]) for site in shared]
+        several = [
+            site
+            for site, positions in enumerate(self.positions)
+            if len(positions) > 1 or (positions and self.together[site])
+        ]
+        blocks = [_Block(self._rows(site), self.losses.at(self.positions[site]), self.sites[site]) for site in several]
         weights = None
         for transform in self.transforms:
             for block in blocks:
                 block.weigh(weights)
             weights = None
             if isinstance(transform, GramianTransform):
-                weights = self._gramian_weights(transform, blocks)
+                weights = gramian_weights(transform, blocks) if blocks else None
             else:
                 for block in blocks:
-                    block.rows = transform.transform(
-                        block.rows, Site(self.losses.at(block.positions), block.activation)
-                    )
+                    block.transform(transform)
         results: list[Tensor | None] = [
             self._rows(site)[0] if len(positions) == 1 else None for site, positions in enumerate(self.positions)
         ]
-        for site, block in zip(shared, blocks, strict=True):
+        for site, block in zip(several, blocks, strict=True):
             results[site] = block.sum(weights)
         return results
 
@@ -166,31 +203,21 @@ class _Held:
         assert rows is not None
         return rows[: len(self.positions[site])]
 
-    def _gramian_weights(self, transform: GramianTransform, blocks: Sequence[_Block]) -> Tensor | None:
-        """Weights from the Gramian of the losses that meet at any of the blocks; 0 for the others' rows."""
-        if not blocks:
-            return None
-        present = sorted({p for block in blocks for p in block.positions})
-        n = len(self.losses)
-        like = blocks[0].rows
-        gramian = torch.zeros(n, n, dtype=wide_dtype(like.dtype), device=like.device)
-        for block in blocks:
-            index = torch.tensor(block.positions, device=like.device)
-            gramian[index[:, None], index] += block.gramian()
-        index = torch.tensor(present, device=like.device)
-        weights = transform.weights(gramian[index[:, None], index], self.losses.at(present))
-        full = gramian.new_zeros(n, *[n] * (weights.ndim - 1))
-        full[index if weights.ndim == 1 else (index[:, None], index)] = weights.to(full.dtype)
-        return full
-
 
 class _Block:
-    """The rows at one site on their way through the transforms."""
+    """The rows at one site on their way through the transforms, each with its loss's place in the user's list."""
 
-    def __init__(self, rows: Tensor, positions: Sequence[int], activation: Tensor | None) -> None:
+    def __init__(self, rows: Tensor, losses: Losses, site: Site) -> None:
         self.rows = rows
-        self.positions = list(positions)
-        self.activation = activation
+        self.indices = list(losses.indices)
+        self.site = site
+
+    def transform(self, transform: RowTransform) -> None:
+        losses = self.site.losses.only(self.indices)
+        scale = None if transform.scale_equivariant else losses.scale
+        rows = self.rows if scale is None else self.rows / scale.to(self.rows.device)
+        rows = transform.transform(rows, replace(self.site, losses=losses))
+        self.rows = rows if scale is None else rows * scale.to(rows.device)
 
     def gramian(self) -> Tensor:
         flat = self.rows.flatten(1)
@@ -198,20 +225,52 @@ class _Block:
         return flat @ flat.T
 
     def weigh(self, weights: Tensor | None) -> None:
-        """Scale the rows by `(T,)` weights, or mix them by a `(T, T)` matrix."""
+        """Scale the rows by `(n_losses,)` weights, or mix them by an `(n_losses, n_losses)` matrix."""
         if weights is None:
             return
         weights = weights.to(self.rows.dtype)
         if weights.ndim == 1:
-            self.rows = self.rows * weights[self.positions].reshape(-1, *[1] * (self.rows.ndim - 1))
+            self.rows = self.rows * weights[self.indices].reshape(-1, *[1] * (self.rows.ndim - 1))
         else:  # a mixed row may exist for a loss that has none of its own here
-            self.rows = torch.tensordot(weights[:, self.positions], self.rows, 1)
-            self.positions = list(range(len(weights)))
+            mixed = list(self.site.losses.indices)
+            self.rows = torch.tensordot(weights[mixed][:, self.indices], self.rows, 1)
+            self.indices = mixed
 
     def sum(self, weights: Tensor | None) -> Tensor:
         """The sum of the rows, after weights that were not yet applied: without a (T, *S) temporary."""
         if weights is None:
             return self.rows.sum(0, dtype=wide_dtype(self.rows.dtype)).to(self.rows.dtype)
         column_sums = weights if weights.ndim == 1 else weights.sum(0)
-        combined: Tensor = torch.tensordot(column_sums[self.positions].to(self.rows.dtype), self.rows, 1)
+        combined: Tensor = torch.tensordot(column_sums[self.indices].to(self.rows.dtype), self.rows, 1)
         return combined
+
+
+def gramian_weights(transform: GramianTransform, blocks: Sequence[_Block]) -> Tensor:
+    """Weights by the losses' places in the user's list, from the Gramian of all blocks; 0 for a loss without rows."""
+    losses = blocks[0].site.losses
+    n = losses.n_losses
+    like = blocks[0].rows
+    gramian = torch.zeros(n, n, dtype=wide_dtype(like.dtype), device=like.device)
+    present = torch.zeros(n, dtype=gramian.dtype, device=like.device)
+    by_ranks: dict[tuple[Ranks, bool], list[_Block]] = {}
+    for block in blocks:
+        by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
+    for (ranks, examples), together in by_ranks.items():
+        part = torch.zeros(n + 1, n, dtype=gramian.dtype, device=like.device)
+        for block in together:
+            index = torch.tensor(block.indices, device=like.device)
+            part[index[:, None], index] += block.gramian()
+            part[n, index] = 1
+        part = ranks.sum(part)
+        # The ranks' losses are averaged: an example's row in the gradient of the mean is 1/size of the one seen here.
+        gramian += part[:n] / ranks.size**2 if examples else part[:n]
+        present += part[n]
+    if losses.scale is not None and not transform.scale_equivariant:
+        gramian = gramian / losses.scale.to(like.device).square()
+    indices = present.nonzero().flatten()
+    if len(indices) == 1:
+        return present.sign()
+    weights = transform.weights(gramian[indices[:, None], indices], losses.only(indices.tolist()))
+    full = gramian.new_zeros(n, *[n] * (weights.ndim - 1))
+    full[indices if weights.ndim == 1 else (indices[:, None], indices)] = weights.to(full.dtype)
+    return full

@@ -1,4 +1,4 @@
-"""One backward of several losses: rows at the chosen sites, combined, on into `.grad`. No optimizer."""
+"""One backward of several losses: rows at activations, combined, and on through the rest. No rows at parameters."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from .arrivals import Finish, Take, rows_taken
 from .batching import Batching
 from .combine import Combination
 from .graph import AccumulateGrad, Edge, Meeting
-from .ranks import refuse_ranks
-from .refusals import check_dense, check_marked, check_meetings, check_real, refuse_layers
+from .methods.base import Site
+from .refusals import check_marked, check_meetings, refuse_layers
 from .report import Report, SiteReport
-from .rows import rows_below, rows_by_backward
-from .sites import joint_groups, marked_edges
+from .rows import rows_below
+from .signs import decision_shape, dims_of
+from .sites import Mark, joint_groups, marked_edges
 from .step import Step
 
 
 def backward_plain(step: Step) -> Report:
     """Nothing to combine: autograd adds the rows up."""
-    refuse_ranks(step.pipeline, step.process_group)
+    if step.pipeline.transforms:
+        step.agree()
     step.run(step.starts())
     return step.report("one ordinary backward, rows summed by autograd")
 
@@ -31,13 +33,16 @@ def backward_at_activations(step: Step) -> Report:
     """The frontier: rows where the losses first meet, combined within one ordinary backward."""
     refuse_layers(step)
     meetings = [meeting for meeting in step.graph.frontier() if len(meeting.losses) > 1]
-    check_meetings(step, meetings)
-    on_leaf = any(type(meeting.edge[0]) is AccumulateGrad for meeting in meetings)
-    refuse_ranks(step.pipeline, step.process_group, parameters=on_leaf)
+    if step.has_several:
+        check_meetings(step, meetings)
+    # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
+    leaves = [meeting for meeting in meetings if type(meeting.edge[0]) is AccumulateGrad]
+    together = meetings if step.pipeline.sums_over_ranks else leaves
+    step.agree(combines=len(meetings) > 0, sites=[_signature(step, meeting) for meeting in together])
     starts = step.starts()
     handlers = []
     for meeting in meetings:
-        combination = step.pipeline.combination(step.losses, [None])
+        combination = _RowsOfAllRanks(step) if meeting in leaves and step.ranks.size > 1 else step.combination_at(None)
         for loss in meeting.roots:
             combination.add(0, loss, starts[loss])
             starts[loss] = torch.zeros_like(starts[loss])
@@ -62,23 +67,28 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
     if len(step.losses_at(marked)) < len(step.losses):
         marked = marked_edges(step.graph, owner)
         check_marked(step, marked)
-    refuse_ranks(step.pipeline, step.process_group)
     groups = [[edge] for edge in marked] if joint_dim is None else joint_groups(marked, joint_dim)
     meetings = {edge: step.graph.meeting_at(edge) for edge in marked}
     direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]
     ahead = [group for group in groups if group not in direct]
-    check_meetings(step, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1])
+    if step.has_several:
+        check_meetings(step, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1])
+    together = groups if step.pipeline.sums_over_ranks else []
+    combines = any(len(step.losses_at(group)) > 1 for group in groups)
+    step.agree(combines=combines or joint_dim == 0, sites=[_decision(step, marked[group[0]]) for group in together])
     starts = step.starts()
     handlers: dict[Edge, tuple[Take, Finish]] = {}
     for (edge,) in direct:
-        combination = step.pipeline.combination(step.losses, [marked[edge].activation])
+        combination = step.combination_at(marked[edge].activation)
         for loss in meetings[edge].roots:
             combination.add(0, loss, starts[loss])
         handlers[edge] = _combining(combination)
     if ahead:
         activations = {edge: marked[edge].activation for group in ahead for edge in group}
-        for edge, combined in _combined_ahead(step, starts, ahead, activations, joint_dim or 0, batching).items():
-            handlers[edge] = (_ignore, partial(_identity, combined))
+        with step.graph.wrappers_silent():
+            combined = _combined_ahead(step, starts, ahead, activations, joint_dim or 0, batching)
+        for edge, gradient in combined.items():
+            handlers[edge] = (_ignore, partial(_identity, gradient))
     for edge in handlers:
         for loss in meetings[edge].roots:
             starts[loss] = torch.zeros_like(starts[loss])
@@ -88,71 +98,6 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
     with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
         step.run(starts)
     return report
-
-
-def backward_at_parameters(step: Step, parameters: Sequence[Tensor], batching: Batching) -> Report:
-    """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
-    refuse_layers(step)
-    refuse_ranks(step.pipeline, step.process_group, parameters=True)
-    leaves = list(step.graph.leaves())
-    if any(node.name() == "CheckpointFunctionBackward" for node in step.graph.edges):
-        # Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad.
-        targets = [parameter for parameter in parameters if parameter.requires_grad]
-        shared = list(range(len(targets)))
-        owners = [list(range(len(step.losses)))] * len(targets)
-        stream = partial(rows_by_backward, step.graph, parameters=targets, retain_graph=step.retain_graph)
-        how = "one whole backward per loss, because of reentrant checkpointing"
-    else:
-        targets = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]
-        shared = [i for i, leaf in enumerate(leaves) if step.graph.shared(leaf)]
-        if not shared:
-            raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
-        edges = [(leaf, 0) for leaf in leaves]
-        owners = [step.graph.losses_at(edge) for edge in edges]
-        stream = partial(rows_below, step.graph, targets=edges, batching=batching, retain_graph=step.retain_graph)
-        how = "exclusive parts once, rows of the shared parameters loss by loss"
-    # One compiled node for a whole model hides which loss reaches what: its rows of zeros are no rows.
-    opaque = any(node.name() == "CompiledFunctionBackward" for node in step.graph.edges)
-    for i in shared:
-        check_real(targets[i].dtype)
-    site_of = {i: site for site, i in enumerate(shared)}
-    combination = step.pipeline.combination(step.losses, [None] * len(site_of))
-    gradients: list[Tensor | None] = [None] * len(targets)
-
-    def take(loss: int, i: int, row: Tensor | None) -> None:
-        if row is None or (opaque and not row.any()):
-            return
-        if i in site_of:
-            check_dense(row.layout is torch.strided)
-            combination.add(site_of[i], loss, row)
-        else:
-            gradients[i] = row
-
-    for loss, rows in stream(starts=step.starts()):
-        for i in range(len(rows)):
-            take(loss, i, rows[i])
-    for i, combined in zip(shared, combination.result(), strict=True):
-        gradients[i] = combined
-    for parameter, gradient in zip(targets, gradients, strict=True):
-        if gradient is not None:
-            accumulate(parameter, gradient)
-    sites = [step.site_report("parameter", tuple(targets[i].shape), owners[i]) for i in shared]
-    return step.report(how, sites, batching.used)
-
-
-def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks."""
-    if not parameter.requires_grad:
-        return
-    with torch.no_grad():
-        if parameter.grad is not None:
-            parameter.grad.add_(gradient)
-        elif gradient.layout is torch.strided and gradient.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        else:
-            parameter.grad = gradient.detach()
-    for hook in (parameter._post_accumulate_grad_hooks or {}).values():
-        hook(parameter)
 
 
 def _combined_ahead(
@@ -168,7 +113,7 @@ def _combined_ahead(
     combinations = []
     for group in groups:
         known = [a for edge in group if (a := activations[edge]) is not None]
-        combinations.append(step.pipeline.combination(step.losses, [torch.cat(known, dim) if known else None]))
+        combinations.append(step.combination_at(torch.cat(known, dim) if known else None))
     for loss, rows in rows_below(step.graph, starts, edges, batching, retain_graph=True):
         row_at = dict(zip(edges, rows, strict=True))
         for group, combination in zip(groups, combinations, strict=True):
@@ -190,6 +135,40 @@ def _combined_ahead(
 def _group_report(step: Step, group: Sequence[Edge]) -> SiteReport:
     calls = f", {len(group)} calls decided together" if len(group) > 1 else ""
     return step.site_report(_kind(group[0]) + calls, _shape(group[0]), step.losses_at(group))
+
+
+class _RowsOfAllRanks:
+    """Keeps the rows at a parameter, where losses meet directly, until they are averaged over the ranks."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.rows: dict[int, Tensor] = {}
+
+    def add(self, site: int, position: int, row: Tensor) -> None:
+        self.rows[position] = row
+
+    def result(self) -> list[Tensor | None]:
+        positions = sorted(self.rows)
+        mean = self.step.ranks.sum(torch.stack([self.rows[p] for p in positions]) / self.step.ranks.size)
+        combination = self.step.pipeline.combination(self.step.losses, [Site(self.step.agreed)])
+        for position, row in zip(positions, mean, strict=True):
+            combination.add(0, position, row)
+        return combination.result()
+
+
+def _signature(step: Step, meeting: Meeting) -> tuple[object, ...]:
+    """A meeting as all ranks must have it: at a parameter with the same losses and shape."""
+    if type(meeting.edge[0]) is not AccumulateGrad:
+        return (meeting.edge[0].name(),)
+    return (meeting.shape, *(step.losses.indices[loss] for loss in meeting.losses))
+
+
+def _decision(step: Step, mark: Mark) -> tuple[object, ...]:
+    """A named site as all ranks must have it: with the same decisions."""
+    if mark.activation is None:
+        return (mark.module, mark.output)
+    dims = dims_of(step.pipeline.marginalized or (), mark.activation.ndim)
+    return (mark.module, mark.output, *(decision_shape(mark.activation.shape, dims) if 0 in dims else ()))
 
 
 def _shape(edge: Edge) -> tuple[int, ...]:

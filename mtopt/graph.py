@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.parallel import distributed as ddp
 
 Edge = tuple[Node, int]  # a node and the number of its output, as in Node.next_functions
+Children = tuple[tuple[Node | None, int], ...]
 
 AccumulateGrad: type[Node] = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
@@ -53,6 +56,9 @@ class Meeting:
         return dtype
 
 
+# DistributedDataParallel may lay one node under all outputs of a model, and passes each on as it is.
+_SINK: type[Node] = ddp._DDPSink._backward_cls
+
 # Nodes that read a part of a tensor: their gradient is zero elsewhere.
 _SELECTING = {f"{name}Backward0" for name in ("Slice", "Select", "Index", "IndexSelect", "MaskedSelect")}
 _SPLITTING = {f"{name}Backward0" for name in ("Split", "SplitWithSizes", "Unbind")}
@@ -62,30 +68,31 @@ class LossGraph:
     """All nodes below the losses, in topological order, with the set of losses that reach each.
 
     Attributes:
-        roots: The edge of each loss.
+        origins: The edge of each loss.
+        roots: The same, below the node that DistributedDataParallel may have laid there.
+        sinks: Those nodes. They are looked through: no edge leads to them.
         edges: For each node what its inputs lead to; the losses' own nodes come first.
         reach: For each node a bit mask: bit i is set iff loss i reaches it.
     """
 
-    def __init__(self, roots: Sequence[Edge]) -> None:
-        self.roots = list(roots)
-        self.edges: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
-        waiting = {node: 0 for node, _ in roots}  # how many parents are not yet placed
-        found: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
-        stack = list(waiting)
-        while stack:
-            node = stack.pop()
-            if node in found:
-                continue
-            found[node] = children = node.next_functions
+    def __init__(self, origins: Sequence[Edge]) -> None:
+        self.origins = list(origins)
+        self.edges: dict[Node, Children] = {}
+        self.roots = self.origins
+        found = _below(origins, lambda node: node.next_functions)
+        self.sinks = [node for node in found if type(node) is _SINK]
+        if self.sinks:
+            self.roots = [_through_sinks(origin) for origin in origins]
+            found = _below(self.roots, lambda node: tuple(_through_sinks(edge) for edge in node.next_functions))
+        waiting = dict.fromkeys(found, 0)  # how many parents are not yet placed
+        for children in found.values():
             for child, _ in children:
                 if child is not None:
-                    waiting[child] = waiting.get(child, 0) + 1
-                    stack.append(child)
+                    waiting[child] += 1
         self.reach = dict.fromkeys(found, 0)
-        for i, (node, _) in enumerate(roots):
+        for i, (node, _) in enumerate(self.roots):
             self.reach[node] |= 1 << i
-        stack = [node for node in dict.fromkeys(node for node, _ in roots) if waiting[node] == 0]
+        stack = [node for node in dict.fromkeys(node for node, _ in self.roots) if waiting[node] == 0]
         while stack:
             node = stack.pop()
             self.edges[node] = children = found[node]
@@ -109,6 +116,16 @@ class LossGraph:
 
     def leaves(self) -> Iterator[Node]:
         return (node for node in self.edges if type(node) is AccumulateGrad)
+
+    def leaves_as_used(self) -> list[Node]:
+        """The leaves in the order in which the forward pass used them, which does not depend on the losses' order."""
+        first_use: dict[Node, int] = {}
+        for node, children in self.edges.items():
+            for child, _ in children:
+                if type(child) is AccumulateGrad:
+                    use = node._sequence_nr()
+                    first_use[child] = min(use, first_use.get(child, use))
+        return sorted(first_use, key=first_use.__getitem__)
 
     def frontier(self) -> list[Meeting]:
         """The edges from exclusive into shared nodes, and the losses that are themselves shared."""
@@ -174,6 +191,19 @@ class LossGraph:
                 stack.extend(child for child, _ in self.edges[node])  # type: ignore[index]
         return False
 
+    @contextmanager
+    def wrappers_silent(self) -> Iterator[None]:
+        """While active, no DistributedDataParallel with a static graph takes a pass over a part for its backward."""
+        wrappers = {sink.ddp_weakref() for sink in self.sinks}  # type: ignore[attr-defined]
+        waiting = [m for m in wrappers if m.static_graph and not m._static_graph_delay_allreduce_enqueued]
+        for model in waiting:
+            model._static_graph_delay_allreduce_enqueued = True
+        try:
+            yield
+        finally:
+            for model in waiting:
+                model._static_graph_delay_allreduce_enqueued = False
+
     def check_alive(self) -> None:
         """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
         for node in self.edges:
@@ -189,6 +219,26 @@ class LossGraph:
                 if "inplace operation" in str(error):
                     raise RuntimeError(f"`losses` cannot be differentiated: {error}") from error
                 # Anything else says only that this node does not let itself be looked at.
+
+
+def _below(starts: Iterable[Edge], children_of: Callable[[Node], Children]) -> dict[Node, Children]:
+    """All nodes below some edges, with what their inputs lead to."""
+    found: dict[Node, Children] = {}
+    stack = [node for node, _ in starts]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found[node] = children = children_of(node)
+            stack.extend([child for child, _ in children if child is not None])
+    return found
+
+
+def _through_sinks(edge: tuple[Node | None, int]) -> Edge:
+    while type(edge[0]) is _SINK:
+        needed = edge[0].needs_input_grad[1:]  # type: ignore[attr-defined]  # the first input is no tensor
+        differentiable = [child for child in edge[0].next_functions if child[0] is not None]
+        edge = differentiable[sum(needed[: edge[1]])]
+    return edge  # type: ignore[return-value]
 
 
 def metadata_of(edge: Edge) -> Any:

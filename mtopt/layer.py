@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .combine import Pipeline
-from .methods.base import Losses, Transform
+from .distributed import Ranks, ranks_of
+from .methods.base import Losses, Site, Transform
 from .methods.graddrop import GradDrop
-from .ranks import refuse_ranks
 from .signs import dims_of
 
 
@@ -24,6 +25,7 @@ class MultiLossLayer(nn.Module):
     Args:
         losses: How many losses there are, or their names (for settings by name).
         transforms: One transform of the rows, or a list of them, applied left to right. `None` is `GradDrop()`.
+        process_group: The ranks that train together, and average their gradients. `None` is the default group.
 
     Shape:
         - Input: a floating-point tensor of any shape.
@@ -43,7 +45,13 @@ class MultiLossLayer(nn.Module):
         The "simple deep layer" of Chen et al. 2020, [arXiv:2010.06808](https://arxiv.org/abs/2010.06808), section 3.
     """
 
-    def __init__(self, losses: int | Sequence[str], transforms: Transform | Iterable[Transform] | None = None) -> None:
+    def __init__(
+        self,
+        losses: int | Sequence[str],
+        transforms: Transform | Iterable[Transform] | None = None,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         names = None if isinstance(losses, int) else tuple(losses)
         n_losses = losses if isinstance(losses, int) else len(losses)
@@ -59,6 +67,7 @@ class MultiLossLayer(nn.Module):
                 f"MultiLossLayer sees none. Give it to a MultiLossOptimizer."
             )
         self.pipeline.check(self.losses)
+        self.process_group = process_group
 
     def forward(self, activation: Tensor) -> tuple[Tensor, ...]:
         if not isinstance(activation, Tensor) or not activation.is_floating_point():
@@ -68,8 +77,11 @@ class MultiLossLayer(nn.Module):
             dims_of(self.pipeline.marginalized, activation.ndim)
         if not self.training or not self.pipeline.row_transforms:
             return (activation,) * len(self.losses)
-        refuse_ranks(self.pipeline, None)
-        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self)  # type: ignore[no-untyped-call]
+        self._refuse_scaled(activation)
+        ranks = ranks_of(self.process_group)
+        if torch.is_grad_enabled():
+            self.pipeline.join(ranks, self.losses)
+        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self, ranks)  # type: ignore[no-untyped-call]
         return aliases
 
     @property
@@ -77,6 +89,17 @@ class MultiLossLayer(nn.Module):
         """The transforms in their order. Their random state is not in the model's `state_dict`, which stays as it is
         without this layer: to resume bit by bit, save each transform's own `state_dict()`."""
         return self.pipeline.transforms
+
+    def _refuse_scaled(self, activation: Tensor) -> None:
+        for transform in self.transforms:
+            half = torch.is_autocast_enabled(activation.device.type) and (
+                torch.get_autocast_dtype(activation.device.type) == torch.float16
+            )
+            if half and not transform.scale_equivariant:
+                raise RuntimeError(
+                    f"{type(transform).__name__} depends on the scale of the losses, and a MultiLossLayer cannot take "
+                    f"out the factor of a GradScaler. Give it to a MultiLossOptimizer, or use bfloat16."
+                )
 
     def extra_repr(self) -> str:
         return f"{list(self.losses.names) if self.losses.names else self.losses.n_losses}, {self.pipeline!r}"
@@ -86,15 +109,16 @@ class FanOut(torch.autograd.Function):
     """z to T aliases of it; backward: T rows to their combination."""
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, layer: MultiLossLayer) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, activation: Tensor, layer: MultiLossLayer, ranks: Ranks) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a loss that does not come back has no row, rather than a zero one
         ctx.layer = layer
+        ctx.ranks = ranks
         if layer.pipeline.marginalized is not None:
             ctx.save_for_backward(activation)
         return tuple(activation.view_as(activation) for _ in range(len(layer.losses)))
 
     @staticmethod
-    def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "A backward with `create_graph=True` cannot go through a MultiLossLayer: the combination of gradients "
@@ -102,8 +126,8 @@ class FanOut(torch.autograd.Function):
             )
         layer: MultiLossLayer = ctx.layer
         (activation,) = ctx.saved_tensors or (None,)
-        combination = layer.pipeline.combination(layer.losses, [activation])
+        combination = layer.pipeline.combination(layer.losses, [Site(layer.losses, activation, ctx.ranks)])
         for loss, row in enumerate(rows):
             if row is not None:
                 combination.add(0, loss, row)
-        return combination.result()[0], None
+        return combination.result()[0], None, None

@@ -6,6 +6,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from uuid import uuid4
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from .agreement import Agreement
 from .batching import Batching, check_chunk_size
 from .combine import Pipeline
-from .engines import backward_at_activations, backward_at_modules, backward_at_parameters, backward_plain
+from .distributed import ranks_of
+from .engines import backward_at_activations, backward_at_modules, backward_plain
 from .graph import LossGraph
-from .losses import LossesLike, read_losses
+from .losses import LossesLike, read_losses, scale_of
 from .methods.base import Transform
 from .methods.graddrop import GradDrop
+from .parameters import backward_at_parameters
 from .sites import MarkSite
 from .step import Step
 
@@ -39,7 +43,7 @@ class MultiLossOptimizer(Optimizer):
         at: Where the gradients are combined: `"activations"`, where the losses first meet, found anew in each step;
             `"parameters"`, at those that two losses or more reach; or a module or several, at their outputs.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
-        process_group: The ranks that train together. `None` is the default group.
+        process_group: The ranks that train together, and average their gradients. `None` is the default group.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -103,22 +107,27 @@ class MultiLossOptimizer(Optimizer):
             TypeError: If a loss is not a real tensor, or a gradient to combine is complex or sparse.
             ValueError: If there is no loss, a loss is not a scalar, needs no gradient, stands twice or does not reach
                 the named site, or a transform's settings do not fit.
-            RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called.
+            RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called; if ranks
+                do not do the same, or one of them raised or stopped.
         """
-        present, roots = read_losses(losses)
-        self.pipeline.check(present)
-        graph = LossGraph(roots)
-        graph.check_alive()
-        step = Step(present, graph, self.pipeline, retain_graph, self.process_group)
-        if len(present) == 1 or not self.pipeline.row_transforms:
-            report = backward_plain(step)
-        elif self.at == "activations":
-            report = backward_at_activations(step)
-        elif self.at == "parameters":
+        ranks = ranks_of(self.process_group)
+        with Agreement(ranks) as agreement:
+            present, roots = read_losses(losses)
+            self.pipeline.check(present)
+            if self.pipeline.needs_scale or ranks.size > 1:
+                present = replace(present, scale=scale_of(present.scalars or ()))
+            graph = LossGraph(roots)
+            graph.check_alive()
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-            report = backward_at_parameters(step, parameters, self.batching)
-        else:
-            report = backward_at_modules(step, self._key, self.batching)
+            step = Step(present, graph, self.pipeline, retain_graph, parameters, agreement)
+            if not self.pipeline.row_transforms or (len(present) == 1 and ranks.size == 1):
+                report = backward_plain(step)
+            elif self.at == "activations":
+                report = backward_at_activations(step)
+            elif self.at == "parameters":
+                report = backward_at_parameters(step, self.batching)
+            else:
+                report = backward_at_modules(step, self._key, self.batching)
         self._memory["report"] = report
 
     def step(  # type: ignore[override]
@@ -230,6 +239,7 @@ class MultiLossOptimizer(Optimizer):
         self.inner.load_state_dict(inner)
         if own is not None:
             self.pipeline.load_state(own["transforms"])
+            self.pipeline.joined = False
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
         return self.inner.register_step_pre_hook(hook)

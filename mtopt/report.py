@@ -27,11 +27,14 @@ class Report:
     shared: int = 0
     exclusive: int = 0
     batching: str = ""
+    ranks: int = 1
 
     def __str__(self) -> str:
         lines = [f"engine: {self.engine}"]
         if self.batching:
             lines.append(f"per-loss gradients: {self.batching}")
+        if self.ranks > 1:
+            lines.append(f"ranks: {self.ranks}, in agreement")
         lines.append(f"parameters: {self.shared} shared by several losses, {self.exclusive} exclusive to one")
         if self.sites:
             numbers = sum(math.prod(site.shape) for site in self.sites)

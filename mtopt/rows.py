@@ -64,12 +64,13 @@ def per_loss_gradients(
     batching = Batching(check_chunk_size(chunk_size))
     distinct = list(dict.fromkeys(targets))
     results: dict[Edge, Tensor] = {}
-    for loss, rows in rows_below(graph, cotangents(roots, None), distinct, batching, retain_graph=retain_graph):
-        for edge, row in zip(distinct, rows, strict=True):
-            if row is not None:
-                if edge not in results:
-                    results[edge] = row.to_dense().new_zeros(len(present), *row.shape)
-                results[edge][loss] = row.to_dense()
+    with graph.wrappers_silent():
+        for loss, rows in rows_below(graph, cotangents(roots, None), distinct, batching, retain_graph=retain_graph):
+            for edge, row in zip(distinct, rows, strict=True):
+                if row is not None:
+                    if edge not in results:
+                        results[edge] = row.to_dense().new_zeros(len(present), *row.shape)
+                    results[edge][loss] = row.to_dense()
     return tuple(results.get(edge) for edge in targets)
 
 
@@ -81,8 +82,9 @@ def rows_below(
     shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
     interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
     size = batching.size_for(graph, interior) if interior else 1
-    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them.
-    keep_exclusive = retain_graph or graph.nested(meetings)
+    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
+    # DistributedDataParallel laid under all outputs.
+    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks)
     last = len(starts) - 1
     first = 0
     while first <= last:
@@ -230,7 +232,7 @@ def rows_by_backward(
     graph: LossGraph, starts: Sequence[Tensor], parameters: Sequence[Tensor], *, retain_graph: bool
 ) -> Iterator[tuple[int, Rows]]:
     """Rows from one whole backward per loss, read off `.grad`: for graphs that `autograd.grad` cannot take."""
-    for loss, (root, start) in enumerate(zip(graph.roots, starts, strict=True)):
+    for loss, (root, start) in enumerate(zip(graph.origins, starts, strict=True)):
         with _own_gradients(parameters):
             retain = retain_graph or loss < len(starts) - 1
             torch.autograd.backward([gradient_edge(root)], [start], retain_graph=retain)

@@ -107,43 +107,37 @@ def sign_dropout(
         sums = SignSums(leaky=any(leaks))
         for row, share in zip(rows, leaks, strict=True):
             sums.add(row, share)
-        wide = wide_dtype(rows.dtype)
-        draws = sums.draw(generator) if uniform is None else uniform.reshape(shape).to(wide, copy=True)
+        wide_type = wide_dtype(rows.dtype)
+        draws = sums.draw(generator) if uniform is None else uniform.reshape(shape).to(wide_type, copy=True)
         return sums.result(draws, keep, renormalize=renormalize)
-    masked = mask_rows(
-        widen(rows),
-        uniform=draw(shape, rows, generator) if uniform is None else uniform.reshape(shape),
-        leaks=leaks,
-        keep=keep,
-        activation=activation,
-        dims=dims,
-        renormalize=renormalize,
-    )
+    wide = widen(rows)
+    signed = marginal(wide, activation, dims)
+    draws = draw(shape, rows, generator) if uniform is None else uniform.reshape(shape)
+    masked = mask_rows(wide, signed, pick_positive(signed, draws, keep), leaks)
+    if renormalize:
+        masked = masked * norm_ratio(wide.sum(0), masked.sum(0))
     return masked.sum(0).to(rows.dtype)
 
 
-def mask_rows(
-    rows: Tensor,
-    *,
-    uniform: Tensor,
-    leaks: Sequence[float],
-    keep: Keep,
-    activation: Tensor | None,
-    dims: tuple[int, ...] | None,
-    renormalize: bool,
-) -> Tensor:
+def marginal(rows: Tensor, activation: Tensor | None, dims: tuple[int, ...] | None) -> Tensor:
+    """What the signs are taken of: the rows, or their sum over `dims` as they push the activation away from zero."""
+    if dims is None:
+        return rows
+    assert activation is not None
+    return (rows * activation.sign()).sum([d + 1 for d in dims], keepdim=True)
+
+
+def pick_positive(signed: Tensor, uniform: Tensor, keep: Keep) -> Tensor:
+    """Whether the positive sign is picked, coordinate by coordinate."""
+    return uniform < keep_probability(signed.clamp_min(0).sum(0), signed.clamp_max(0).sum(0), keep)
+
+
+def mask_rows(rows: Tensor, signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tensor:
     """Sign dropout before the sum: `(T, *S)` to `(T, *S)`."""
-    signed = rows
-    if dims is not None:
-        assert activation is not None
-        signed = (rows * activation.sign()).sum([d + 1 for d in dims], keepdim=True)
-    positive, negative = signed.clamp_min(0).sum(0), signed.clamp_max(0).sum(0)
-    picked = uniform < keep_probability(positive, negative, keep)
     opposite = torch.where(picked, signed < 0, signed > 0).to(rows.dtype)  # 1 - mask
     drop = 1 - torch.tensor(leaks, dtype=rows.dtype, device=rows.device)
     # Not leak + (1 - leak) * mask: this form is exactly 1 where nothing is dropped.
-    masked = rows * (1 - drop.reshape(-1, *[1] * (rows.ndim - 1)) * opposite)
-    return masked * norm_ratio(rows.sum(0), masked.sum(0)) if renormalize else masked
+    return rows * (1 - drop.reshape(-1, *[1] * (rows.ndim - 1)) * opposite)
 
 
 def draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .distributed import ALONE, Ranks
+from .draws import Part
+
 Keep = float | Callable[[Tensor], Tensor]
 
 
@@ -67,20 +70,26 @@ class SignSums:
             self.droppable_positive.add_(part, alpha=1 - leak)
         self.scratch.give(part)
 
-    def draw(self, generator: torch.Generator | None) -> Tensor:
-        """The draws that `result` needs."""
+    def draw(self, generator: torch.Generator | None, part: Part | None = None) -> Tensor:
+        """The draws that `result` needs; where the rows are part of a larger tensor, that part of its draws."""
         assert self.total is not None
         uniform = self.scratch.take(self.total)
+        if part is None:
+            return self._fill(uniform, generator)
+        whole = self._fill(torch.empty(part.shape, dtype=uniform.dtype, device=uniform.device), generator)
+        return uniform.copy_(part.of(whole, uniform.shape))
+
+    def _fill(self, uniform: Tensor, generator: torch.Generator | None) -> Tensor:
         if uniform.dtype != torch.float32 or not self.scratch.keeps(uniform) or uniform.numel() % 2:
             return uniform.uniform_(generator=generator)
         # On a CPU, 24 bits of each half of 64-bit draws are the same grid in two thirds of the time.
-        bits = self.scratch.take(self.total)
+        bits = self.scratch.take(uniform)
         bits.as_strided((bits.numel(),), (1,)).view(torch.int64).random_(generator=generator)
         uniform.copy_(bits.view(torch.int32).bitwise_and_(0xFFFFFF)).mul_(2**-24)
         self.scratch.give(bits)
         return uniform
 
-    def result(self, uniform: Tensor, keep: Keep, *, renormalize: bool) -> Tensor:
+    def result(self, uniform: Tensor, keep: Keep, *, renormalize: bool, ranks: Ranks = ALONE) -> Tensor:
         """The combined gradient. The sums and `uniform` are used up."""
         total, positive = self.total, self.positive
         assert total is not None
@@ -94,7 +103,7 @@ class SignSums:
         else:
             combined = negative.lerp_(positive, picked)
         if renormalize:
-            combined = combined * norm_ratio(total, combined)
+            combined = combined * norm_ratio(total, combined, ranks)
         self.scratch.give(positive, purity, picked)
         return combined.to(self.dtype)
 
@@ -108,10 +117,13 @@ def keep_probability(positive: Tensor, negative: Tensor, keep: Keep, *, out: Ten
     return purity if keep == 1 else purity.sub_(0.5).mul_(keep).add_(0.5).clamp_(0, 1)
 
 
-def norm_ratio(total: Tensor, combined: Tensor) -> Tensor:
-    """‖total‖ / ‖combined‖, or 1 where nothing is left to rescale."""
-    size = combined.norm()
-    return torch.where(size > 0, total.norm() / size, torch.ones_like(size))
+def norm_ratio(total: Tensor, combined: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """‖total‖ / ‖combined‖ over the parts on all ranks, or 1 where nothing is left to rescale."""
+    norms = torch.stack([total.norm(), combined.norm()])
+    if ranks.size > 1:
+        norms = ranks.sum(norms.square()).sqrt()
+    before, after = norms
+    return torch.where(after > 0, before / after, torch.ones_like(after))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mtopt import GradDrop, GramianTransform, LossWeighting, MultiLossLayer, MultiLossOptimizer, RowTransform
 from mtopt.combine import Pipeline
-from mtopt.methods.base import Losses
+from mtopt.methods.base import Losses, Site
 
 
 class Constant(LossWeighting):
@@ -47,7 +47,7 @@ def losses(n: int) -> Losses:
 
 def run(transforms, rows, present=None):
     """The combination at one site."""
-    combination = Pipeline(transforms).combination(losses(len(rows)), [None])
+    combination = Pipeline(transforms).combination(losses(len(rows)), [Site(losses(len(rows)))])
     for i in range(len(rows)) if present is None else present:
         combination.add(0, i, rows[i])
     return combination.result()[0]
@@ -122,7 +122,7 @@ def test_a_single_row_stays_as_it_is(rows, transforms):
 def test_one_gramian_for_all_tensors_of_a_group(rows):
     """At parameters the rows are spread over several tensors; a loss may miss one of them."""
     other = torch.randn(4, 5, dtype=torch.float64)
-    combination = Pipeline([Normalize()]).combination(losses(4), [None, None])
+    combination = Pipeline([Normalize()]).combination(losses(4), [Site(losses(4))] * 2)
     for i in range(4):
         combination.add(0, i, rows[i])
         if i != 1:
@@ -136,7 +136,7 @@ def test_one_gramian_for_all_tensors_of_a_group(rows):
 
 def test_mixing_gives_a_row_to_a_loss_that_had_none():
     rows = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
-    combination = Pipeline([Swap(), Square()]).combination(losses(3), [None, None])
+    combination = Pipeline([Swap(), Square()]).combination(losses(3), [Site(losses(3))] * 2)
     for i, row in ((0, rows[0]), (1, rows[1])):
         combination.add(0, i, row)
     for i in range(3):

@@ -10,6 +10,7 @@ from torch import nn
 
 import mtopt
 from mtopt import GradDrop, MultiLossLayer, sign_dropout
+from mtopt.draws import Draws
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def only(i, activation):
 
 
 def drawn(shape):
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return torch.rand(shape, dtype=torch.float64, generator=Draws(2).next(torch.device("cpu")))
 
 
 def test_the_backward_of_the_sum_is_sign_dropout(activation):

@@ -1,89 +1,158 @@
-"""Several processes: what works, and what is refused rather than left to diverge."""
+"""Several ranks under DistributedDataParallel: what N of them give is what one process gives on all their batches."""
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
+from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtopt
 from mtopt import GradDrop, MultiLossLayer, MultiLossOptimizer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
+
+N_EXAMPLES, N_LOSSES, N_STEPS = 24, 3, 10
 
 
-class Equal(mtopt.GramianTransform):
-    def weights(self, gramian, losses):
-        return torch.ones(len(gramian))
+class ByLoss(mtopt.LossWeighting):
+    """Depends on the values, and on those of the step before."""
 
+    def __init__(self):
+        self.before = None
 
-class Ones(mtopt.LossWeighting):
     def weights(self, losses):
-        return torch.ones(len(losses))
+        values = losses.values
+        weights = values / values.sum() if self.before is None else values / self.before
+        self.before = values
+        return weights
+
+
+class UnitRows(mtopt.GramianTransform):
+    def weights(self, gramian, losses):
+        return gramian.diagonal().rsqrt()
+
+
+class Decorrelate(mtopt.GramianTransform):
+    """A T×T mixing matrix."""
+
+    def weights(self, gramian, losses):
+        return torch.linalg.inv(gramian / gramian.diagonal().mean() + torch.eye(len(gramian), dtype=gramian.dtype))
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, layer=None, inside=False) -> None:
         super().__init__()
-        self.trunk, self.heads = nn.Linear(4, 5), nn.ModuleList(nn.Linear(5, 1) for _ in range(3))
+        self.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(N_LOSSES))
+        self.layer = layer
+        self.inside = inside  # the losses are computed by the model itself
+        self.double()
 
-    def forward(self, x):
-        z = self.trunk(x).tanh()
-        return [head(z).sub(i).square().mean() for i, head in enumerate(self.heads)]
+    def forward(self, x, y, kind="shared"):
+        if kind == "own":  # a forward per loss: they meet at the parameters, or are decided jointly at the trunk
+            outputs = [head(self.trunk(x + i)) for i, head in enumerate(self.heads)]
+        else:
+            z = self.trunk(x)
+            aliases = [z] * N_LOSSES if self.layer is None else self.layer(z)
+            outputs = [head(alias) for head, alias in zip(self.heads, aliases, strict=True)]
+        return losses_of(outputs, y) if self.inside else outputs
 
 
-def training(rank: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timeout=timedelta(seconds=60), rank=rank, world_size=2)
+def losses_of(outputs, y):
+    return [(i + 1) * (output - y[:, i : i + 1]).square().mean() for i, output in enumerate(outputs)]
+
+
+def batch(step, rank=0, size=1):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(N_EXAMPLES, 4, dtype=torch.float64, generator=generator)
+    y = torch.randn(N_EXAMPLES, N_LOSSES, dtype=torch.float64, generator=generator)
+    each = N_EXAMPLES // size
+    return x[rank * each : (rank + 1) * each], y[rank * each : (rank + 1) * each]
+
+
+JOINT = {"marginalize": 0, "seed": 1}
+# name: (at, transforms, kind of forward)
+METHODS = {
+    "layer, marginalized": ("layer", lambda: GradDrop(**JOINT), "shared"),
+    "layer, marginalized, leaks": ("layer", lambda: GradDrop(leak=[0, 1, 0.5], keep=0.5, **JOINT), "shared"),
+    "layer, weights of the Gramian": ("layer", UnitRows, "shared"),
+    "layer, a mixing matrix, marginalized": ("layer", lambda: [Decorrelate(), GradDrop(**JOINT)], "shared"),
+    "module, marginalized": ("module", lambda: GradDrop(**JOINT), "shared"),
+    "module, marginalized, renormalized": ("module", lambda: GradDrop(renormalize=True, **JOINT), "shared"),
+    "module, joint over calls": ("module", lambda: GradDrop(**JOINT), "own"),
+    "activations, weights of the Gramian": ("activations", UnitRows, "shared"),
+    "activations, by loss, mixing matrix": ("activations", lambda: [ByLoss(), Decorrelate()], "shared"),
+    "activations, by loss alone": ("activations", ByLoss, "shared"),
+    "activations that are parameters": ("activations", lambda: GradDrop(seed=1), "own"),
+    "activations that are parameters, Gramian": ("activations", UnitRows, "own"),
+    "parameters": ("parameters", lambda: GradDrop(seed=1), "shared"),
+    "parameters, renormalized": ("parameters", lambda: GradDrop(seed=1, renormalize=True), "own"),
+    "parameters, Gramian": ("parameters", UnitRows, "shared"),
+    "parameters, all kinds": ("parameters", lambda: [ByLoss(), Decorrelate(), GradDrop(seed=1)], "shared"),
+    "plain sum": ("activations", list, "shared"),
+}
+WRAPPERS = {
+    "plain": {},
+    "static_graph": {"static_graph": True},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+}
+
+
+def train(method, rank=0, size=1, *, inside=False, micro_batches=1, no_sync=False, wrapper=None):
+    at, transforms, kind = METHODS[method]
+    torch.manual_seed(0)
+    net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None, inside)
+    model = DistributedDataParallel(net, **(wrapper or {})) if size > 1 else net
+    inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    place = {"module": net.trunk, "layer": "activations"}.get(at, at)
+    optimizer = MultiLossOptimizer(inner, [] if at == "layer" else transforms(), at=place)
+    for step in range(N_STEPS):
+        optimizer.zero_grad()
+        for part in range(micro_batches):
+            last = part == micro_batches - 1
+            with model.no_sync() if no_sync and not last else nullcontext():
+                x, y = batch(step * micro_batches + part, rank, size)
+                outputs = model(x, y, kind)
+                optimizer.backward(outputs if inside else losses_of(outputs, y))
+        optimizer.step()
+    return [p.tolist() for p in net.parameters()]
+
+
+CASES = {
+    **{name: {"wrapper": settings} for name, settings in WRAPPERS.items()},
+    "losses inside": {"wrapper": {"static_graph": True}, "inside": True},
+    "accumulated": {"micro_batches": 2},
+    "accumulated without sync": {"micro_batches": 2, "no_sync": True},
+}
+
+
+def train_all(rank, size):
+    """Every method in every case, or the error that it ended in."""
+    return {(name, case): attempt(train, name, rank, size, **CASES[case]) for name in METHODS for case in CASES}
+
+
+def attempt(function, *args, **settings):
     try:
-        torch.manual_seed(0)
-        net = DistributedDataParallel(Net())
-        optimizer = MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), GradDrop(seed=rank))
-        for step in range(5):
-            optimizer.zero_grad()
-            optimizer.step(net(torch.randn(4, 4, generator=torch.Generator().manual_seed(10 * step + rank))))
-        refused = []
-        for name, transforms, at in [
-            ("parameters", GradDrop(), "parameters"),
-            ("Gramian", Equal(), "activations"),
-            ("weighting", [Ones()], "activations"),
-            ("marginalize", GradDrop(marginalize=0), net.module.trunk),
-        ]:
-            other = MultiLossOptimizer(optimizer.inner, transforms, at=at)
-            try:
-                other.backward(net(torch.ones(4, 4)))
-            except RuntimeError as error:
-                refused.append((name, "Several ranks are running" in str(error)))
-        try:
-            MultiLossLayer(2, GradDrop(marginalize=0))(torch.ones(2, 2, requires_grad=True))
-        except RuntimeError as error:
-            refused.append(("layer", "Several ranks are running" in str(error)))
-        queue.put((rank, [p.tolist() for p in net.parameters()], refused))
-    finally:
-        dist.destroy_process_group()
+        return function(*args, **settings)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
-def test_two_ranks_stay_together_and_what_would_diverge_is_refused():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=training, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = sorted(queue.get() for _ in processes)
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert results[0][1] == results[1][1]
-    names = ["parameters", "Gramian", "weighting", "marginalize", "layer"]
-    for _, _, refused in results:
-        assert refused == [(name, True) for name in names]
+@pytest.fixture(scope="module", params=[2, 4])
+def trained(request):
+    return run_ranks(train_all, request.param, request.param, timeout=200)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("case", CASES)
+def test_n_ranks_are_one_process_on_all_batches(trained, name, case):
+    alone = train(name, micro_batches=CASES[case].get("micro_batches", 1))
+    results = [result[name, case] for result in trained]
+    assert results == [results[0]] * len(results)  # to the last bit
+    for together, parameter in zip(results[0], alone, strict=True):
+        torch.testing.assert_close(torch.tensor(together), torch.tensor(parameter), rtol=1e-6, atol=1e-9)

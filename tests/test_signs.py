@@ -16,8 +16,8 @@ from strategies import FLOATS, leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import sign_dropout, sign_purity
-from mtopt.signs import mask_rows
-from mtopt.sums import SignSums
+from mtopt.signs import mask_rows, pick_positive
+from mtopt.sums import SignSums, norm_ratio
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "graddrop.json").read_text())
 
@@ -36,8 +36,8 @@ def stream(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, 
 
 def masked(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, renormalize: bool = False) -> Tensor:
     """The way that keeps all rows, which lists of transforms go."""
-    settings = {"leaks": leak, "keep": keep, "renormalize": renormalize, "activation": None, "dims": None}
-    return mask_rows(rows, uniform=uniform, **settings).sum(0)
+    kept = mask_rows(rows, rows, pick_positive(rows, uniform, keep), leak).sum(0)
+    return kept * norm_ratio(rows.sum(0), kept) if renormalize else kept
 
 
 # -- purity --

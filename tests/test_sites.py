@@ -11,6 +11,7 @@ from models import Fails
 from torch import nn
 
 from mtopt import GradDrop, MultiLossOptimizer, sign_dropout
+from mtopt.draws import Draws
 
 
 class Net(nn.Module):
@@ -38,7 +39,7 @@ def wrapped(net, at=None, **settings):
 
 def drawn(shape) -> torch.Tensor:
     """The first draw of a GradDrop with seed 5."""
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return torch.rand(shape, dtype=torch.float64, generator=Draws(5).next(torch.device("cpu")))
 
 
 def assert_trunk_gradient(net, activation, combined) -> None:
@@ -104,10 +105,7 @@ def test_outputs_of_other_modules_are_decided_on_their_own(net):
     z = net.trunk(batch())
     optimizer.backward([head(z).square().mean() for head in net.heads])
     assert optimizer.explain().count("(6, 5)") == 2
-    state = optimizer.transforms[0].generator(torch.device("cpu")).get_state()
-    expected = torch.Generator().manual_seed(5)
-    torch.rand(2, 5, dtype=torch.float64, generator=expected)
-    assert torch.equal(state, expected.get_state())
+    assert optimizer.transforms[0].state_dict()["count"] == 2
 
 
 def test_nested_sites_both_get_the_true_rows(net):

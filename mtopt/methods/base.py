@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..distributed import ALONE, Ranks
+from ..draws import Part
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Losses:
         n_losses: Length of the user's list, absent losses included.
         names: Names of the whole list, where it was given as a dict.
         scalars: The losses themselves; `None` inside a `MultiLossLayer`, which sees no loss.
+        scale: What a GradScaler has multiplied them by.
     """
 
     indices: tuple[int, ...]
     n_losses: int
     names: tuple[str, ...] | None = None
     scalars: tuple[Tensor, ...] | None = None
+    scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -39,11 +44,17 @@ class Losses:
     def at(self, positions: Sequence[int]) -> Losses:
         """The losses at some positions of this one."""
         scalars = None if self.scalars is None else tuple(self.scalars[p] for p in positions)
-        return Losses(tuple(self.indices[p] for p in positions), self.n_losses, self.names, scalars)
+        return replace(self, indices=tuple(self.indices[p] for p in positions), scalars=scalars)
+
+    def only(self, indices: Sequence[int]) -> Losses:
+        """The losses with some indices."""
+        return self.at([self.indices.index(i) for i in indices])
 
     @property
     def values(self) -> Tensor:
         """Detached loss values, shape `(len(self),)`, on the first loss's device, in the widest of their dtypes.
+
+        A GradScaler's factor is taken out again. Over several ranks they are the means.
 
         Raises:
             RuntimeError: Inside a `MultiLossLayer`, which sees no loss.
@@ -51,7 +62,8 @@ class Losses:
         if self.scalars is None:
             raise RuntimeError("A MultiLossLayer sees no loss values. Give this transform to a MultiLossOptimizer.")
         dtype = reduce(torch.promote_types, (scalar.dtype for scalar in self.scalars))
-        return torch.stack([scalar.detach().reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
+        values = torch.stack([scalar.detach().reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
+        return values if self.scale is None else values / self.scale.to(values.device)
 
 
 @dataclass(frozen=True)
@@ -61,17 +73,28 @@ class Site:
     Attributes:
         losses: The loss of each row.
         activation: The activation itself, where the site was named (`at=module`) or is a `MultiLossLayer`.
+        ranks: The processes that hold other parts of these rows: other examples of an activation, or other shards of a
+            parameter. `ranks.sum(x)` adds a tensor up over them, and is `x` where there is only this one.
+        part: Which part of a sharded parameter this is.
     """
 
     losses: Losses
     activation: Tensor | None = None
+    ranks: Ranks = ALONE
+    part: Part | None = None
 
 
 class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
     """A step between the losses and the sum of their gradients."""
 
     scale_equivariant = True
-    """Whether out(c g) = c out(g): only then may the losses be scaled by a GradScaler."""
+    """Whether out(c g) = c out(g). If not, the factor of a GradScaler is taken out before this transform."""
+
+    uses_values = True
+    """Whether it reads `losses.values`, on whose mean several ranks must then agree in each step."""
+
+    sums_over_ranks = False
+    """Whether all ranks must come to each activation site together, because it calls `site.ranks.sum` there."""
 
     def check(self, losses: Losses) -> None:  # noqa: B027  (most methods take any losses)
         """Raise `ValueError` if the settings do not fit these losses; called before anything changes."""
@@ -107,12 +130,14 @@ class GramianTransform(Transform):
         ...         return gramian.diagonal().rsqrt()
     """
 
+    sums_over_ranks = True  # the Gramian is summed, before this is asked for weights
+
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         """Weights `(T,)`, or a mixing matrix `(T, T)` with one new row per row of it.
 
         Args:
-            gramian: $G_{ij} = g_i \\cdot g_j$, shape `(T, T)`, float32 or wider.
+            gramian: $G_{ij} = g_i \\cdot g_j$ over all ranks, shape `(T, T)`, float32 or wider.
             losses: The losses of its rows.
         """
 
@@ -141,6 +166,9 @@ class RowTransform(Transform):
     def transform(self, rows: Tensor, site: Site) -> Tensor:
         """New rows, shape `(T, *S)`. `rows` are not to be changed in place."""
 
-    def stream(self, losses: Losses) -> Stream | None:
-        """The same transform and its sum over rows that come one by one, or `None` where it needs them all."""
+    def stream(self, site: Site) -> Stream | None:
+        """The same transform and its sum over rows that come one by one, or `None` where it needs them all.
+
+        `site.losses` are all the losses that may come; a stream is told the position among them.
+        """
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from ..signs import (
     check_keep,
     check_leak,
@@ -16,10 +17,12 @@ from ..signs import (
     decision_shape,
     dims_of,
     draw,
+    marginal,
     mask_rows,
+    pick_positive,
     widen,
 )
-from ..sums import Keep, Scratch, SignSums
+from ..sums import Keep, Scratch, SignSums, norm_ratio
 from .base import Losses, RowTransform, Site
 
 
@@ -40,7 +43,7 @@ class GradDrop(RowTransform):
             Only where the activation is known: in a `MultiLossLayer` or with `at=module`.
         renormalize: Rescale to the norm of the plain sum, tensor by tensor. It biases the mean, and total
             cancellation becomes a fixed point.
-        seed: Seed of the private random generator. `None` derives it from the state of torch's global generator
+        seed: Seed of the private random numbers. `None` derives it from the state of torch's global generator
             at construction, which is left as it was.
 
     Raises:
@@ -74,11 +77,14 @@ class GradDrop(RowTransform):
         self.keep = check_keep(keep)
         self.marginalize = check_marginalize(marginalize)
         self.renormalize = renormalize
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"`seed` must be a whole number or None, but it is {type(seed).__name__}.")
-        self.seed = _seed_from_global_state() if seed is None else seed
-        self._generators: dict[str, torch.Generator] = {}
+        self.draws = Draws(seed)
         self.scratch = Scratch()
+
+    uses_values = False
+
+    @property
+    def sums_over_ranks(self) -> bool:  # type: ignore[override]  # here it depends on the settings
+        return self.marginalize is not None or self.renormalize
 
     def check(self, losses: Losses) -> None:
         if isinstance(self.leak, dict):
@@ -100,43 +106,47 @@ class GradDrop(RowTransform):
         return [self.leak] * len(losses)
 
     def transform(self, rows: Tensor, site: Site) -> Tensor:
-        dims = None if self.marginalize is None else dims_of(self.marginalize, rows.ndim - 1)
-        masked = mask_rows(
-            widen(rows),
-            uniform=draw(decision_shape(rows.shape[1:], dims), rows, self.generator(rows.device)),
-            leaks=self.leaks(site.losses),
-            keep=self.keep,
-            activation=site.activation,
-            dims=dims,
-            renormalize=self.renormalize,
-        )
+        wide = widen(rows)
+        masked = self._mask(wide, site)
+        if self.renormalize:
+            masked = masked * norm_ratio(wide.sum(0), masked.sum(0), site.ranks)
         return masked.to(rows.dtype)
 
-    def stream(self, losses: Losses) -> _GradDropStream | None:
-        return None if self.marginalize is not None else _GradDropStream(self, losses)
+    def _mask(self, rows: Tensor, site: Site) -> Tensor:
+        dims = None if self.marginalize is None else dims_of(self.marginalize, rows.ndim - 1)
+        shape = decision_shape(rows.shape[1:], dims)
+        signed = marginal(rows, site.activation, dims)
+        leaks = self.leaks(site.losses)
+        # Ranks split the batch, dim 0: where it is marginalized they decide together, else each on its own examples.
+        if dims is not None and 0 in dims and site.ranks.size > 1:
+            uniform = draw(shape, rows, self.draws.next(rows.device))
+            votes, uniform, several = _votes_of_all_ranks(signed, uniform, site)
+            signed = votes[list(site.losses.indices)]
+            masked = mask_rows(rows, signed, pick_positive(votes, uniform, self.keep), leaks)
+            return torch.where(several, masked, rows)
+        if len(rows) == 1:
+            return rows
+        uniform = draw(shape if site.part is None else site.part.shape, rows, self.next_generator(rows.device, site))
+        if site.part is not None:
+            uniform = site.part.of(uniform, shape)
+        return mask_rows(rows, signed, pick_positive(signed, uniform, self.keep), leaks)
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The private generator for a device, made at first use."""
-        key = str(device)
-        if key not in self._generators:
-            self._generators[key] = torch.Generator(device).manual_seed(self.seed)
-        return self._generators[key]
+    def stream(self, site: Site) -> _GradDropStream | None:
+        lone_rows_count = self.renormalize and site.ranks.size > 1 and site.part is None
+        return None if self.marginalize is not None or lone_rows_count else _GradDropStream(self, site)
+
+    def next_generator(self, device: torch.device, site: Site) -> torch.Generator | None:
+        """For draws over the rows at a site: apart from the other ranks' at an activation, the same at a parameter."""
+        return self.draws.next(device, site.ranks.rank if site.part is None else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "generators": {key: g.get_state() for key, g in self._generators.items()}}
+        return self.draws.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seed = state_dict["seed"]
-        self._generators = {}
-        for key, state in state_dict["generators"].items():
-            self.generator(torch.device(key)).set_state(state.cpu())
+        self.draws.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_generators": self.state_dict()["generators"], "scratch": Scratch()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.load_state_dict({"seed": state["seed"], "generators": state["_generators"]})
+        return {**self.__dict__, "scratch": Scratch()}
 
     def __repr__(self) -> str:
         defaults = {"leak": 0.0, "keep": 1.0, "marginalize": None, "renormalize": False}
@@ -147,9 +157,10 @@ class GradDrop(RowTransform):
 class _GradDropStream:
     """GradDrop at one site, row by row."""
 
-    def __init__(self, method: GradDrop, losses: Losses) -> None:
+    def __init__(self, method: GradDrop, site: Site) -> None:
         self.method = method
-        self.leaks = method.leaks(losses)
+        self.site = site
+        self.leaks = method.leaks(site.losses)
         self.sums = SignSums(leaky=any(self.leaks), scratch=method.scratch)
 
     def add(self, position: int, row: Tensor) -> None:
@@ -157,12 +168,23 @@ class _GradDropStream:
 
     def result(self) -> Tensor:
         assert self.sums.total is not None
-        uniform = self.sums.draw(self.method.generator(self.sums.total.device))
-        return self.sums.result(uniform, self.method.keep, renormalize=self.method.renormalize)
+        generator = self.method.next_generator(self.sums.total.device, self.site)
+        uniform = self.sums.draw(generator, self.site.part)
+        method = self.method
+        return self.sums.result(uniform, method.keep, renormalize=method.renormalize, ranks=self.site.ranks)
 
 
-def _seed_from_global_state() -> int:
-    """A seed that follows torch.manual_seed, without drawing from the global generator."""
-    copy = torch.Generator()
-    copy.set_state(torch.get_rng_state())
-    return int(torch.randint(2**62, (), generator=copy))
+def _votes_of_all_ranks(signed: Tensor, uniform: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """One all-reduce: what each loss wants on all ranks, rank 0's draws, and whether there are several losses at all.
+
+    A loss may be absent on some ranks, so the votes are by the loss's place in the user's list.
+    """
+    votes = signed.new_zeros(site.losses.n_losses, *uniform.shape)
+    present = signed.new_zeros(site.losses.n_losses)
+    index = list(site.losses.indices)
+    votes[index] = signed
+    present[index] = 1
+    mine = uniform if site.ranks.rank == 0 else torch.zeros_like(uniform)
+    sums = site.ranks.sum(torch.cat([votes.flatten(), mine.flatten(), present]))
+    end, stop = votes.numel(), votes.numel() + uniform.numel()
+    return sums[:end].view_as(votes), sums[end:stop].view_as(uniform), sums[stop:].count_nonzero() > 1

@@ -1,0 +1,288 @@
+"""Rows at the shared parameters: from the graph, averaged over the ranks, or shard by shard. No activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batching import Batching
+from .distributed import Ranks
+from .graph import Edge
+from .methods.base import Site
+from .refusals import check_dense, check_real, refuse_layers
+from .report import Report
+from .rows import Rows, rows_below, rows_by_backward
+from .shards import Shard, shards_of
+from .step import Step
+
+
+@dataclass
+class _Rows:
+    """The rows of a step.
+
+    Attributes:
+        targets: The tensors whose `.grad` is added to.
+        owners: The losses that may reach each, by position in `step.agreed`.
+        sites: What a transform is told of each.
+        stream: Each loss's gradient for each target, loss by loss.
+        how: In words.
+    """
+
+    targets: Sequence[Tensor]
+    owners: Sequence[Sequence[int]]
+    sites: Sequence[Site]
+    stream: Iterable[tuple[int, Rows]]
+    how: str
+
+
+def backward_at_parameters(step: Step, batching: Batching) -> Report:
+    """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
+    refuse_layers(step)
+    shards = shards_of(step.parameters)
+    if shards:
+        rows = _rows_of_shards(step, shards)
+    elif any(node.name() == "CheckpointFunctionBackward" for node in step.graph.edges):
+        rows = _rows_by_backward(step)
+    elif step.ranks.size > 1:
+        rows = _rows_of_all_ranks(step, batching)
+    else:
+        rows = _rows_of_graph(step, batching)
+    with step.graph.wrappers_silent():
+        gradients, owners = _combine(step, rows)
+    if step.ranks.size > 1 and not shards:
+        _check_alike(step.ranks, gradients)
+    for i, gradient in enumerate(gradients):
+        if gradient is not None:
+            accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
+    sites = [
+        step.site_report("parameter", tuple(target.shape), losses)
+        for target, losses in zip(rows.targets, owners, strict=True)
+        if len(losses) > 1
+    ]
+    return step.report(rows.how, sites, batching.used)
+
+
+def _rows_of_graph(step: Step, batching: Batching) -> _Rows:
+    place = {id(parameter): i for i, parameter in enumerate(step.parameters)}
+    leaves = sorted(step.graph.leaves(), key=lambda leaf: place.get(id(leaf.variable), len(place)))  # type: ignore[attr-defined]
+    edges = [(leaf, 0) for leaf in leaves]
+    owners = [step.graph.losses_at(edge) for edge in edges]
+    targets = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]
+    _check_shared(targets, owners)
+    return _Rows(
+        targets,
+        owners,
+        [Site(step.agreed)] * len(targets),
+        rows_below(step.graph, step.starts(), edges, batching, retain_graph=step.retain_graph),
+        "exclusive parts once, rows of the shared parameters loss by loss",
+    )
+
+
+def _rows_by_backward(step: Step) -> _Rows:
+    """Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad."""
+    if step.ranks.size > 1:
+        raise RuntimeError(
+            'Reentrant checkpointing takes a whole backward per loss with `at="parameters"`, which the ranks cannot '
+            "follow. Use torch.utils.checkpoint with use_reentrant=False."
+        )
+    targets = [parameter for parameter in step.parameters if parameter.requires_grad]
+    return _Rows(
+        targets,
+        [range(len(step.agreed))] * len(targets),
+        [Site(step.agreed)] * len(targets),
+        rows_by_backward(step.graph, step.starts(), targets, retain_graph=step.retain_graph),
+        "one whole backward per loss, because of reentrant checkpointing",
+    )
+
+
+def _rows_of_shards(step: Step, shards: Sequence[Shard]) -> _Rows:
+    """FSDP2 adds up and splits the gradients in its own backward: its shards are read loss by loss."""
+    step.agree(sites=[step.losses.indices])
+    targets = [shard.parameter for shard in shards]
+
+    def stream() -> Iterator[tuple[int, Rows]]:
+        starts = step.starts()
+        for loss, rows in rows_by_backward(step.graph, starts, targets, retain_graph=step.retain_graph):
+            yield loss, [None if row is None else s.local(row) for s, row in zip(shards, rows, strict=True)]  # type: ignore[arg-type]
+
+    return _Rows(
+        targets,
+        [range(len(step.agreed))] * len(targets),
+        [shard.site(step.agreed) for shard in shards],
+        stream(),
+        "one backward per loss, rows combined shard by shard",
+    )
+
+
+def _rows_of_all_ranks(step: Step, batching: Batching) -> _Rows:
+    """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
+    place = {id(parameter): i for i, parameter in enumerate(step.parameters)}
+    edges: list[Edge | None] = [None] * len(place)
+    for leaf in step.graph.leaves():
+        variable: Tensor = leaf.variable  # type: ignore[attr-defined]
+        if id(variable) not in place:
+            raise RuntimeError(
+                f"The `losses` reach a leaf of shape {tuple(variable.shape)} that the optimizer does not have, so that "
+                f'its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, or '
+                f"set requires_grad=False."
+            )
+        edges[place[id(variable)]] = (leaf, 0)
+    step.agree(own_reduction=True)
+    masks = [0] * len(place)
+    for facts in step.everywhere:
+        for i, mask in facts.owned:
+            masks[i] |= mask
+    reached = [i for i, mask in enumerate(masks) if mask]
+    targets = [step.parameters[i] for i in reached]
+    owners = [[p for p, index in enumerate(step.agreed.indices) if masks[i] >> index & 1] for i in reached]
+    _check_shared(targets, owners)
+    return _Rows(
+        targets,
+        owners,
+        [Site(step.agreed)] * len(targets),
+        _averaged(step, targets, owners, [edges[i] for i in reached], batching),
+        "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
+    )
+
+
+def _averaged(
+    step: Step,
+    targets: Sequence[Tensor],
+    owners: Sequence[Sequence[int]],
+    edges: Sequence[Edge | None],
+    batching: Batching,
+) -> Iterator[tuple[int, Rows]]:
+    """Each loss's mean rows. While they travel between the ranks, the next loss's are computed."""
+    here = [i for i, edge in enumerate(edges) if edge is not None]
+    found = rows_below(
+        step.graph,
+        step.starts(),
+        [edge for edge in edges if edge is not None],
+        batching,
+        retain_graph=step.retain_graph,
+    )
+    before: _Travelling | None = None
+    for position, index in enumerate(step.agreed.indices):
+        mine: dict[int, Tensor | None] = {}
+        if index in step.losses.indices:
+            _, rows = next(found)
+            mine = dict(zip(here, rows, strict=True))
+        travelling = _Travelling(
+            step.ranks, position, {i: (targets[i], mine.get(i)) for i in range(len(targets)) if position in owners[i]}
+        )
+        if before is not None:
+            yield before.position, before.arrived(len(targets))
+        before = travelling
+    if before is not None:
+        yield before.position, before.arrived(len(targets))
+
+
+class _Travelling:
+    """One loss's rows on their way to their mean over the ranks: one buffer for each dtype and device."""
+
+    def __init__(self, ranks: Ranks, position: int, rows: dict[int, tuple[Tensor, Tensor | None]]) -> None:
+        self.ranks = ranks
+        self.position = position
+        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for i, (target, _) in rows.items():
+            kinds.setdefault((target.dtype, target.device), []).append(i)
+        self.views: dict[int, Tensor] = {}
+        self.work = []
+        for (dtype, device), members in kinds.items():
+            buffer = torch.empty(sum(rows[i][0].numel() for i in members), dtype=dtype, device=device)
+            start = 0
+            for i in members:
+                target, row = rows[i]
+                view = self.views[i] = buffer.as_strided(target.shape, target.stride(), start)
+                if row is None:
+                    view.zero_()
+                else:
+                    check_dense(row.layout is torch.strided)
+                    torch.div(row, ranks.size, out=view)
+                start += target.numel()
+            self.work.append(ranks.start_sum(buffer))
+
+    def arrived(self, n_targets: int) -> Rows:
+        for work in self.work:
+            self.ranks.finish(work)
+        return [self.views.get(i) for i in range(n_targets)]
+
+
+def _combine(step: Step, rows: _Rows) -> tuple[list[Tensor | None], list[set[int]]]:
+    """The combined gradient of each target, and the losses that had a row there."""
+    shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
+    site_of = {i: site for site, i in enumerate(shared)}
+    combination = step.pipeline.combination(step.agreed, [rows.sites[i] for i in shared])
+    gradients: list[Tensor | None] = [None] * len(rows.targets)
+    arrived: list[set[int]] = [set() for _ in rows.targets]
+    # One compiled node for a whole model hides which loss reaches what: its rows of zeros are no rows.
+    opaque = any(node.name() == "CompiledFunctionBackward" for node in step.graph.edges)
+    for loss, found in rows.stream:
+        counts = _count_nonzero(found, rows.sites) if opaque else None
+        for i in range(len(found)):
+            row = found[i]
+            if row is None or (counts is not None and not counts[i]):
+                continue
+            arrived[i].add(loss)
+            if i in site_of:
+                check_dense(row.layout is torch.strided)
+                combination.add(site_of[i], loss, row)
+            else:
+                gradients[i] = row
+    if not any(arrived):
+        raise RuntimeError(
+            "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
+            "on (set_requires_gradient_sync): rows that stay unsharded cannot be seen."
+        )
+    for i, combined in zip(shared, combination.result(), strict=True):
+        gradients[i] = combined
+    return gradients, arrived
+
+
+def _count_nonzero(rows: Rows, sites: Sequence[Site]) -> list[float]:
+    """For each row how many of its numbers are not zero, on all ranks that hold parts of it."""
+    counts = torch.stack([torch.zeros(()) if row is None else row.count_nonzero().float().cpu() for row in rows])
+    total: list[float] = sites[0].ranks.sum(counts).tolist()
+    return total
+
+
+def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
+    shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
+    if not shared:
+        raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
+    for target in shared:
+        check_real(target.dtype)
+
+
+def _check_alike(ranks: Ranks, gradients: Sequence[Tensor | None]) -> None:
+    """Raise if a transform did not do the same on all ranks: their parameters would drift apart."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = []
+    for gradient in gradients:
+        if gradient is not None:
+            real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+            sums.append(real.view(integers[real.element_size()]).sum())
+    checksum = int(torch.stack([part.to(sums[0].device) for part in sums]).sum())
+    if any(theirs != [checksum] for theirs in ranks.gather([checksum])):
+        raise RuntimeError(
+            "The ranks combined the same rows to different gradients, and nothing was changed. A transform of yours "
+            "depends on something that the ranks do not share: draw its random numbers from a seed in its `state_dict`."
+        )
+
+
+def accumulate(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks."""
+    if not parameter.requires_grad:
+        return
+    with torch.no_grad():
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.layout is torch.strided and (gradient.stride() != parameter.stride() or gradient._is_view()):
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
+        else:
+            parameter.grad = gradient.detach()
+    for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+        hook(parameter)
