@@ -106,7 +106,9 @@ def _rows_of_shards(step: Step, shards: Sequence[Shard]) -> _Rows:
     def stream() -> Iterator[tuple[int, Rows]]:
         starts = step.starts()
         for loss, rows in rows_by_backward(step.graph, starts, targets, retain_graph=step.retain_graph):
-            yield loss, [None if row is None else s.local(row) for s, row in zip(shards, rows, strict=True)]  # type: ignore[arg-type]
+            parts = [None if row is None else shard.local(row) for shard, row in zip(shards, rows, strict=True)]
+            rows.clear()
+            yield loss, parts
 
     return _Rows(
         targets,
@@ -223,7 +225,7 @@ def _combine(step: Step, rows: _Rows) -> tuple[list[Tensor | None], list[set[int
     for loss, found in rows.stream:
         counts = _count_nonzero(found, rows.sites) if opaque else None
         for i in range(len(found)):
-            row = found[i]
+            row, found[i] = found[i], None  # so that it can be freed
             if row is None or (counts is not None and not counts[i]):
                 continue
             arrived[i].add(loss)

@@ -28,7 +28,10 @@ class Shard:
     def site(self, losses: Losses) -> Site:
         return Site(losses, None, self.ranks, self.part)
 
-    def local(self, gradient: DTensor) -> Tensor:
+    def local(self, gradient: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(gradient, DTensor)
         if gradient.placements != self.parameter.placements:
             raise RuntimeError(
                 f"A sharded parameter has placements {self.parameter.placements}, but its gradient has "
