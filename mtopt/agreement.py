@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from types import TracebackType
@@ -74,7 +75,8 @@ class Agreement:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, Exception) and not self.reached:
-            self._exchange(f"{type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # the error itself is what the user shall see
+                self._exchange(f"{type(error).__name__}: {error}")
 
 
 def _check(everywhere: Sequence[Facts]) -> None:

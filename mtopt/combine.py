@@ -215,34 +215,40 @@ class _Block:
     def transform(self, transform: RowTransform) -> None:
         losses = self.site.losses.only(self.indices)
         scale = None if transform.scale_equivariant else losses.scale
-        rows = self.rows if scale is None else self.rows / scale.to(self.rows.device)
+        # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
+        rows = self.rows if scale is None else self._wide() / scale
         rows = transform.transform(rows, replace(self.site, losses=losses))
-        self.rows = rows if scale is None else rows * scale.to(rows.device)
+        self.rows = rows if scale is None else (rows * scale).to(self.rows.dtype)
 
     def gramian(self) -> Tensor:
-        flat = self.rows.flatten(1)
-        flat = flat.to(wide_dtype(flat.dtype))
+        flat = self._wide().flatten(1)
         return flat @ flat.T
 
     def weigh(self, weights: Tensor | None) -> None:
         """Scale the rows by `(n_losses,)` weights, or mix them by an `(n_losses, n_losses)` matrix."""
         if weights is None:
             return
-        weights = weights.to(self.rows.dtype)
+        rows = self._wide()
+        weights = weights.to(rows)
         if weights.ndim == 1:
-            self.rows = self.rows * weights[self.indices].reshape(-1, *[1] * (self.rows.ndim - 1))
+            rows = rows * weights[self.indices].reshape(-1, *[1] * (rows.ndim - 1))
         else:  # a mixed row may exist for a loss that has none of its own here
             mixed = list(self.site.losses.indices)
-            self.rows = torch.tensordot(weights[mixed][:, self.indices], self.rows, 1)
+            rows = torch.tensordot(weights[mixed][:, self.indices], rows, 1)
             self.indices = mixed
+        self.rows = rows.to(self.rows.dtype)
 
     def sum(self, weights: Tensor | None) -> Tensor:
         """The sum of the rows, after weights that were not yet applied: without a (T, *S) temporary."""
         if weights is None:
             return self.rows.sum(0, dtype=wide_dtype(self.rows.dtype)).to(self.rows.dtype)
         column_sums = weights if weights.ndim == 1 else weights.sum(0)
-        combined: Tensor = torch.tensordot(column_sums[self.indices].to(self.rows.dtype), self.rows, 1)
-        return combined
+        rows = self._wide()
+        return torch.tensordot(column_sums[self.indices].to(rows), rows, 1).to(self.rows.dtype)
+
+    def _wide(self) -> Tensor:
+        """The rows, half ones in float32, where weights neither overflow nor are rounded."""
+        return self.rows.to(wide_dtype(self.rows.dtype))
 
 
 def gramian_weights(transform: GramianTransform, blocks: Sequence[_Block]) -> Tensor:
@@ -266,7 +272,7 @@ def gramian_weights(transform: GramianTransform, blocks: Sequence[_Block]) -> Te
         gramian += part[:n] / ranks.size**2 if examples else part[:n]
         present += part[n]
     if losses.scale is not None and not transform.scale_equivariant:
-        gramian = gramian / losses.scale.to(like.device).square()
+        gramian = gramian / losses.scale**2
     indices = present.nonzero().flatten()
     if len(indices) == 1:
         return present.sign()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,30 +32,30 @@ class Ranks:
         if self.size == 1:
             return tensor
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _lost_rank():
+        with lost_rank_explained():
             dist.all_reduce(total, group=self.group)
         return total
 
     def start_sum(self, tensor: Tensor) -> Any:
         """Begin to sum `tensor` in place; pass what is returned to `finish` before it is read."""
-        with _lost_rank():
+        with lost_rank_explained():
             return dist.all_reduce(tensor, group=self.group, async_op=True)
 
     def finish(self, work: Any) -> None:
-        with _lost_rank():
+        with lost_rank_explained():
             work.wait()
 
     def gather(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every rank, as many on each."""
         mine = torch.tensor(numbers, dtype=torch.int64, device=self._device())
         theirs = [torch.empty_like(mine) for _ in range(self.size)]
-        with _lost_rank():
+        with lost_rank_explained():
             dist.all_gather(theirs, mine, group=self.group)
         return [numbers.tolist() for numbers in theirs]
 
     def gather_objects(self, value: object) -> list[Any]:
         values: list[Any] = [None] * self.size
-        with _lost_rank():
+        with lost_rank_explained():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -77,10 +78,13 @@ def ranks_of(group: Any) -> Ranks:
 
 
 @contextmanager
-def _lost_rank() -> Iterator[None]:
+def lost_rank_explained() -> Iterator[None]:
+    """Say in plain words what a failed collective call means, also one of DistributedDataParallel within a backward."""
     try:
         yield
     except RuntimeError as error:
+        if not re.search("^Dist|gloo|nccl|ProcessGroup", f"{type(error).__name__} {error}", re.IGNORECASE):
+            raise
         raise RuntimeError(
             "The ranks could not combine their gradients: another rank has stopped, or did not come to this call (see "
             "its own error). Each rank must call `backward` equally often; a rank that trains by itself needs a "

@@ -67,25 +67,6 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
 
 
-def scale_of(scalars: Sequence[Tensor]) -> Tensor | None:
-    """The factor of `GradScaler.scale`: the one constant tensor that each of the losses was multiplied by, last or
-    before a division by a number (gradient accumulation)."""
-    found: Tensor | None = None
-    for scalar in scalars:
-        node = scalar.grad_fn
-        while node is not None and node.name() == "DivBackward0" and node.next_functions[1][0] is None:
-            node = node.next_functions[0][0]
-        if node is None or node.name() != "MulBackward0" or node.next_functions[1][0] is not None:
-            return None
-        factor: Tensor | None = node._saved_other  # type: ignore[attr-defined]
-        if factor is None or factor.numel() != 1 or factor.dtype != torch.float32:
-            return None
-        if found is not None and factor.data_ptr() != found.data_ptr():
-            return None
-        found = factor.detach().reshape(())
-    return found
-
-
 def cotangents(graph_edges: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:
     """The gradient that each loss starts with: 1, or its weight."""
     ones: dict[object, Tensor] = {}

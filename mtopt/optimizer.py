@@ -19,13 +19,14 @@ from torch.utils.hooks import RemovableHandle
 from .agreement import Agreement
 from .batching import Batching, check_chunk_size
 from .combine import Pipeline
-from .distributed import ranks_of
+from .distributed import ALONE, ranks_of
 from .engines import backward_at_activations, backward_at_modules, backward_plain
 from .graph import LossGraph
-from .losses import LossesLike, read_losses, scale_of
+from .losses import LossesLike, read_losses
 from .methods.base import Transform
 from .methods.graddrop import GradDrop
 from .parameters import backward_at_parameters
+from .scaling import scale_of
 from .sites import MarkSite
 from .step import Step
 
@@ -110,14 +111,14 @@ class MultiLossOptimizer(Optimizer):
             RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called; if ranks
                 do not do the same, or one of them raised or stopped.
         """
-        ranks = ranks_of(self.process_group)
+        ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
         with Agreement(ranks) as agreement:
             present, roots = read_losses(losses)
             self.pipeline.check(present)
-            if self.pipeline.needs_scale or ranks.size > 1:
-                present = replace(present, scale=scale_of(present.scalars or ()))
             graph = LossGraph(roots)
             graph.check_alive()
+            if self.pipeline.needs_scale or ranks.size > 1:
+                present = replace(present, scale=scale_of(present, roots))
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             step = Step(present, graph, self.pipeline, retain_graph, parameters, agreement)
             if not self.pipeline.row_transforms or (len(present) == 1 and ranks.size == 1):

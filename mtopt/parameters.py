@@ -13,7 +13,7 @@ from .distributed import Ranks
 from .graph import Edge
 from .methods.base import Site
 from .refusals import check_dense, check_real, refuse_layers
-from .report import Report
+from .report import Report, SiteReport
 from .rows import Rows, rows_below, rows_by_backward
 from .shards import Shard, shards_of
 from .step import Step
@@ -58,7 +58,7 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
         if gradient is not None:
             accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
     sites = [
-        step.site_report("parameter", tuple(target.shape), losses)
+        SiteReport("parameter", tuple(target.shape), tuple(step.agreed.label(loss) for loss in sorted(losses)))
         for target, losses in zip(rows.targets, owners, strict=True)
         if len(losses) > 1
     ]

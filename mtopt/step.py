@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .agreement import Agreement, Facts, Owned
 from .combine import Combination, Pipeline
-from .distributed import Ranks
+from .distributed import Ranks, lost_rank_explained
 from .graph import Edge, LossGraph, gradient_edge
 from .losses import cotangents
 from .methods.base import Losses, Site
@@ -113,7 +113,8 @@ class Step:
     def run(self, starts: Sequence[Tensor]) -> None:
         """One ordinary backward of all losses."""
         roots = [gradient_edge(origin) for origin in self.graph.origins]
-        torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
+        with lost_rank_explained():
+            torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
 
     def combination_at(self, activation: Tensor | None) -> Combination:
         """A combination of the rows at an activation."""

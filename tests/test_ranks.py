@@ -58,12 +58,16 @@ class Net(nn.Module):
         else:
             z = self.trunk(x)
             aliases = [z] * N_LOSSES if self.layer is None else self.layer(z)
-            outputs = [head(alias) for head, alias in zip(self.heads, aliases, strict=True)]
+            left_out = kind == "without head 0"
+            outputs = [None if left_out and i == 0 else self.heads[i](aliases[i]) for i in range(N_LOSSES)]
         return losses_of(outputs, y) if self.inside else outputs
 
 
 def losses_of(outputs, y):
-    return [(i + 1) * (output - y[:, i : i + 1]).square().mean() for i, output in enumerate(outputs)]
+    return [
+        None if output is None else (i + 1) * (output - y[:, i : i + 1]).square().mean()
+        for i, output in enumerate(outputs)
+    ]
 
 
 def batch(step, rank=0, size=1):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..distributed import ALONE, Ranks
 from ..draws import Part
+from ..sums import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Losses:
     n_losses: int
     names: tuple[str, ...] | None = None
     scalars: tuple[Tensor, ...] | None = None
-    scale: Tensor | None = None
+    scale: float | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,7 +64,7 @@ class Losses:
             raise RuntimeError("A MultiLossLayer sees no loss values. Give this transform to a MultiLossOptimizer.")
         dtype = reduce(torch.promote_types, (scalar.dtype for scalar in self.scalars))
         values = torch.stack([scalar.detach().reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
-        return values if self.scale is None else values / self.scale.to(values.device)
+        return values if self.scale is None else values.to(wide_dtype(values.dtype)) / self.scale
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Site:
 class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
     """A step between the losses and the sum of their gradients."""
 
-    scale_equivariant = True
+    scale_equivariant = False
     """Whether out(c g) = c out(g). If not, the factor of a GradScaler is taken out before this transform."""
 
     uses_values = True

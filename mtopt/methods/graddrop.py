@@ -80,6 +80,7 @@ class GradDrop(RowTransform):
         self.draws = Draws(seed)
         self.scratch = Scratch()
 
+    scale_equivariant = True
     uses_values = False
 
     @property
