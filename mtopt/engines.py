@@ -11,6 +11,7 @@ from torch import Tensor
 from .arrivals import Finish, Take, rows_taken
 from .batching import Batching
 from .combine import Combination
+from .compiled import hidden_layers_refused
 from .graph import AccumulateGrad, Edge, Meeting
 from .methods.base import Site
 from .refusals import check_marked, check_meetings, refuse_layers
@@ -84,7 +85,7 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
         handlers[edge] = _combining(combination)
     if ahead:
         activations = {edge: marked[edge].activation for group in ahead for edge in group}
-        with step.graph.wrappers_silent():
+        with step.graph.wrappers_silent(), hidden_layers_refused():
             combined = _combined_ahead(step, starts, ahead, activations, joint_dim or 0, batching)
         for edge, gradient in combined.items():
             handlers[edge] = (_ignore, partial(_identity, gradient))

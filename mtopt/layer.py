@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .combine import Pipeline
-from .distributed import Ranks, ranks_of
+from .compiled import CompiledFanOut, register
+from .distributed import ranks_of
 from .methods.base import Losses, Site, Transform
 from .methods.graddrop import GradDrop
 from .signs import dims_of
@@ -68,6 +69,7 @@ class MultiLossLayer(nn.Module):
             )
         self.pipeline.check(self.losses)
         self.process_group = process_group
+        self._key = register(self)
 
     def forward(self, activation: Tensor) -> tuple[Tensor, ...]:
         if not isinstance(activation, Tensor) or not activation.is_floating_point():
@@ -78,11 +80,20 @@ class MultiLossLayer(nn.Module):
         if not self.training or not self.pipeline.row_transforms:
             return (activation,) * len(self.losses)
         self._refuse_scaled(activation)
+        marginalized = self.pipeline.marginalized is not None
+        if torch.compiler.is_compiling():
+            return CompiledFanOut.apply(activation, len(self.losses), self._key, marginalized)  # type: ignore[no-any-return, no-untyped-call]
+        return FanOut.apply(activation, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def combine(self, rows: Sequence[Tensor | None], activation: Tensor | None) -> Tensor | None:
+        """The combined gradient of the rows that came back, one or None for each loss."""
         ranks = ranks_of(self.process_group)
-        if torch.is_grad_enabled():
-            self.pipeline.join(ranks, self.losses)
-        aliases: tuple[Tensor, ...] = FanOut.apply(activation, self, ranks)  # type: ignore[no-untyped-call]
-        return aliases
+        self.pipeline.join(ranks, self.losses)
+        combination = self.pipeline.combination(self.losses, [Site(self.losses, activation, ranks)])
+        for loss, row in enumerate(rows):
+            if row is not None:
+                combination.add(0, loss, row)
+        return combination.result()[0]
 
     @property
     def transforms(self) -> list[Transform]:
@@ -101,6 +112,10 @@ class MultiLossLayer(nn.Module):
                     f"out the factor of a GradScaler. Give it to a MultiLossOptimizer, or use bfloat16."
                 )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._key = register(self)  # a copy is a layer of its own
+
     def extra_repr(self) -> str:
         return f"{list(self.losses.names) if self.losses.names else self.losses.n_losses}, {self.pipeline!r}"
 
@@ -109,25 +124,19 @@ class FanOut(torch.autograd.Function):
     """z to T aliases of it; backward: T rows to their combination."""
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, layer: MultiLossLayer, ranks: Ranks) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, activation: Tensor, layer: MultiLossLayer) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a loss that does not come back has no row, rather than a zero one
         ctx.layer = layer
-        ctx.ranks = ranks
         if layer.pipeline.marginalized is not None:
             ctx.save_for_backward(activation)
         return tuple(activation.view_as(activation) for _ in range(len(layer.losses)))
 
     @staticmethod
-    def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "A backward with `create_graph=True` cannot go through a MultiLossLayer: the combination of gradients "
                 "has no derivative. Take such gradients before the layer, or in eval()."
             )
-        layer: MultiLossLayer = ctx.layer
         (activation,) = ctx.saved_tensors or (None,)
-        combination = layer.pipeline.combination(layer.losses, [Site(layer.losses, activation, ctx.ranks)])
-        for loss, row in enumerate(rows):
-            if row is not None:
-                combination.add(0, loss, row)
-        return combination.result()[0], None, None
+        return ctx.layer.combine(rows, activation), None

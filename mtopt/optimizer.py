@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -97,6 +98,7 @@ class MultiLossOptimizer(Optimizer):
 
     # -- several losses ------------------------------------------------------------------------------------------------
 
+    @_disable_dynamo  # it walks the graph, which torch.compile cannot follow; the forward may be compiled
     def backward(self, losses: LossesLike, *, retain_graph: bool = False) -> None:
         """Add the combined gradient of the losses to `.grad`.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .batching import Batching
+from .compiled import hidden_layers_refused
 from .distributed import Ranks
 from .graph import Edge
 from .methods.base import Site
@@ -50,7 +51,7 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
         rows = _rows_of_all_ranks(step, batching)
     else:
         rows = _rows_of_graph(step, batching)
-    with step.graph.wrappers_silent():
+    with step.graph.wrappers_silent(), hidden_layers_refused():
         gradients, owners = _combine(step, rows)
     if step.ranks.size > 1 and not shards:
         _check_alike(step.ranks, gradients)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from .compiled import COMBINED_ALREADY
 from .graph import Edge, Meeting
 from .layer import FanOut
 from .step import Step
@@ -73,8 +74,4 @@ def refuse_layers(step: Step) -> None:
     for node in step.graph.edges:
         layer = getattr(node, "layer", None)
         if isinstance(node, FanOut._backward_cls) and layer is not None and layer.pipeline.row_transforms:
-            raise RuntimeError(
-                "The model has a MultiLossLayer, which combines the gradients itself, so that the optimizer's "
-                "`transforms` would find them already combined. Give `transforms=[]` to the optimizer, or take out the "
-                "layer."
-            )
+            raise RuntimeError(COMBINED_ALREADY)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
@@ -39,8 +40,9 @@ class MarkSite:
     module: int
     marginalize: tuple[int, ...] | None
 
+    @_disable_dynamo  # a compiled model is interrupted here: inside one graph no activation could be marked
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         if not tensors:
