@@ -107,11 +107,24 @@ WRAPPERS = {
 }
 
 
-def train(method, rank=0, size=1, *, n_steps=N_STEPS, inside=False, micro_batches=1, no_sync=False, wrapper=None):
+def train(
+    method,
+    rank=0,
+    size=1,
+    *,
+    n_steps=N_STEPS,
+    compiled="",
+    inside=False,
+    micro_batches=1,
+    no_sync=False,
+    wrapper=None,
+):
     at, transforms, kind = METHODS[method]
     torch.manual_seed(0)
     net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None, inside)
-    model = DistributedDataParallel(net, **(wrapper or {})) if size > 1 else net
+    model = torch.compile(net, backend="aot_eager") if compiled == "inside" else net
+    model = DistributedDataParallel(model, **(wrapper or {})) if size > 1 else model
+    model = torch.compile(model, backend="aot_eager") if compiled == "outside" else model
     inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     place = {"module": net.trunk, "layer": "activations"}.get(at, at)
     optimizer = MultiLossOptimizer(inner, [] if at == "layer" else transforms(), at=place)
@@ -166,3 +179,18 @@ def assert_equal(results, alone):
     assert isinstance(results[0], list), results[0]
     for together, parameter in zip(results[0], alone, strict=True):
         torch.testing.assert_close(torch.tensor(together), torch.tensor(parameter), rtol=1e-6, atol=1e-9)
+
+
+def train_compiled(rank):
+    """The layer inside a compiled model, which is wrapped before or after; rows at parameters of a compiled model."""
+    results = {}
+    for name in ("layer, marginalized", "layer, weights of the Gramian", "parameters"):
+        for case, compiled in (("plain", "inside"), ("static_graph", "inside"), ("plain", "outside")):
+            settings = {"n_steps": 3, "compiled": compiled, **CASES[case]}
+            results[name, case, compiled] = attempt(train, name, rank, 2, **settings)
+    return results
+
+
+def test_compiled_models_are_one_process_too():
+    for key in (results := run_ranks(train_compiled, 2))[0]:
+        assert_equal([result[key] for result in results], train(key[0], n_steps=3))
