@@ -113,7 +113,7 @@ def sign_dropout(
     wide = widen(rows)
     signed = marginal(wide, activation, dims)
     draws = draw(shape, rows, generator) if uniform is None else uniform.reshape(shape)
-    masked = mask_rows(wide, signed, pick_positive(signed, draws, keep), leaks)
+    masked = wide * kept_shares(signed, pick_positive(signed, draws, keep), leaks)
     if renormalize:
         masked = masked * norm_ratio(wide.sum(0), masked.sum(0))
     return masked.sum(0).to(rows.dtype)
@@ -132,12 +132,12 @@ def pick_positive(signed: Tensor, uniform: Tensor, keep: Keep) -> Tensor:
     return uniform < keep_probability(signed.clamp_min(0).sum(0), signed.clamp_max(0).sum(0), keep)
 
 
-def mask_rows(rows: Tensor, signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tensor:
-    """Sign dropout before the sum: `(T, *S)` to `(T, *S)`."""
-    opposite = torch.where(picked, signed < 0, signed > 0).to(rows.dtype)  # 1 - mask
-    drop = 1 - torch.tensor(leaks, dtype=rows.dtype, device=rows.device)
+def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tensor:
+    """How much of each row is kept, in the shape of `signed`: 1, or its leak."""
+    opposite = torch.where(picked, signed < 0, signed > 0).to(signed.dtype)  # 1 - mask
+    drop = 1 - torch.tensor(leaks, dtype=signed.dtype, device=signed.device)
     # Not leak + (1 - leak) * mask: this form is exactly 1 where nothing is dropped.
-    return rows * (1 - drop.reshape(-1, *[1] * (rows.ndim - 1)) * opposite)
+    return 1 - drop.reshape(-1, *[1] * (signed.ndim - 1)) * opposite
 
 
 def draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ from strategies import FLOATS, leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import sign_dropout, sign_purity
-from mtopt.signs import mask_rows, pick_positive
+from mtopt.signs import kept_shares, pick_positive
 from mtopt.sums import SignSums, norm_ratio
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "graddrop.json").read_text())
@@ -36,7 +36,7 @@ def stream(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, 
 
 def masked(rows: Tensor, uniform: Tensor, leak: list[float], keep: float = 1.0, renormalize: bool = False) -> Tensor:
     """The way that keeps all rows, which lists of transforms go."""
-    kept = mask_rows(rows, rows, pick_positive(rows, uniform, keep), leak).sum(0)
+    kept = (rows * kept_shares(rows, pick_positive(rows, uniform, keep), leak)).sum(0)
     return kept * norm_ratio(rows.sum(0), kept) if renormalize else kept
 
 

@@ -144,7 +144,10 @@ class GramianTransform(Transform):
 
 
 class Stream(Protocol):
-    """A row transform that takes the rows one by one and keeps none of them."""
+    """A row transform that takes the rows one by one, so that it need not hold them all."""
+
+    needs_lone_rows: bool
+    """Whether it must see a row that is alone here, because other ranks may have more."""
 
     def add(self, position: int, row: Tensor) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,16 +15,15 @@ from ..signs import (
     check_leak,
     check_marginalize,
     check_share,
-    decision_shape,
     dims_of,
     draw,
+    kept_shares,
     marginal,
-    mask_rows,
     pick_positive,
     widen,
 )
 from ..sums import Keep, Scratch, SignSums, norm_ratio
-from .base import Losses, RowTransform, Site
+from .base import Losses, RowTransform, Site, Stream
 
 
 class GradDrop(RowTransform):
@@ -108,33 +108,45 @@ class GradDrop(RowTransform):
 
     def transform(self, rows: Tensor, site: Site) -> Tensor:
         wide = widen(rows)
-        masked = self._mask(wide, site)
+        masked = wide * self.shares(self.signed(wide, site), site)
         if self.renormalize:
             masked = masked * norm_ratio(wide.sum(0), masked.sum(0), site.ranks)
         return masked.to(rows.dtype)
 
-    def _mask(self, rows: Tensor, site: Site) -> Tensor:
-        dims = None if self.marginalize is None else dims_of(self.marginalize, rows.ndim - 1)
-        shape = decision_shape(rows.shape[1:], dims)
-        signed = marginal(rows, site.activation, dims)
-        leaks = self.leaks(site.losses)
-        # Ranks split the batch, dim 0: where it is marginalized they decide together, else each on its own examples.
-        if dims is not None and 0 in dims and site.ranks.size > 1:
-            uniform = draw(shape, rows, self.draws.next(rows.device))
-            votes, uniform, several = _votes_of_all_ranks(signed, uniform, site)
-            signed = votes[list(site.losses.indices)]
-            masked = mask_rows(rows, signed, pick_positive(votes, uniform, self.keep), leaks)
-            return torch.where(several, masked, rows)
-        if len(rows) == 1:
-            return rows
-        uniform = draw(shape if site.part is None else site.part.shape, rows, self.next_generator(rows.device, site))
-        if site.part is not None:
-            uniform = site.part.of(uniform, shape)
-        return mask_rows(rows, signed, pick_positive(signed, uniform, self.keep), leaks)
+    def signed(self, rows: Tensor, site: Site) -> Tensor:
+        """What the signs are taken of, one for each row and decision."""
+        return marginal(rows, site.activation, self._dims(rows.ndim - 1))
 
-    def stream(self, site: Site) -> _GradDropStream | None:
+    def shares(self, signed: Tensor, site: Site) -> Tensor:
+        """How much of each row is kept: the decision."""
+        leaks = self.leaks(site.losses)
+        if self.joint(site, signed.ndim - 1):
+            uniform = draw(signed.shape[1:], signed, self.draws.next(signed.device))
+            votes, uniform, several = _votes_of_all_ranks(signed, uniform, site)
+            picked = pick_positive(votes, uniform, self.keep)
+            shares = kept_shares(votes[list(site.losses.indices)], picked, leaks)
+            return torch.where(several, shares, torch.ones_like(shares))
+        if len(signed) == 1:
+            return torch.ones_like(signed)
+        shape = signed.shape[1:] if site.part is None else site.part.shape
+        uniform = draw(shape, signed, self.next_generator(signed.device, site))
+        if site.part is not None:
+            uniform = site.part.of(uniform, signed.shape[1:])
+        return kept_shares(signed, pick_positive(signed, uniform, self.keep), leaks)
+
+    def joint(self, site: Site, ndim: int) -> bool:
+        """Whether ranks decide together. They split the batch, dim 0: else each decides for its own examples."""
+        dims = self._dims(ndim)
+        return dims is not None and 0 in dims and site.ranks.size > 1
+
+    def _dims(self, ndim: int) -> tuple[int, ...] | None:
+        return None if self.marginalize is None else dims_of(self.marginalize, ndim)
+
+    def stream(self, site: Site) -> Stream | None:
+        if self.marginalize is not None:
+            return _MarginalStream(self, site)
         lone_rows_count = self.renormalize and site.ranks.size > 1 and site.part is None
-        return None if self.marginalize is not None or lone_rows_count else _GradDropStream(self, site)
+        return None if lone_rows_count else _GradDropStream(self, site)
 
     def next_generator(self, device: torch.device, site: Site) -> torch.Generator | None:
         """For draws over the rows at a site: apart from the other ranks' at an activation, the same at a parameter."""
@@ -155,8 +167,38 @@ class GradDrop(RowTransform):
         return f"GradDrop({', '.join(changed)})"
 
 
+class _MarginalStream:
+    """GradDrop at one site by a joint decision: it keeps the rows as they come, and makes no copy of them."""
+
+    def __init__(self, method: GradDrop, site: Site) -> None:
+        assert site.activation is not None
+        self.method = method
+        self.site = site
+        self.needs_lone_rows = method.renormalize or method.joint(site, site.activation.ndim)
+        self.positions: list[int] = []
+        self.rows: list[Tensor] = []
+        self.signed: list[Tensor] = []
+
+    def add(self, position: int, row: Tensor) -> None:
+        self.positions.append(position)
+        self.rows.append(row)
+        self.signed.append(self.method.signed(widen(row)[None], self.site)[0])
+
+    def result(self) -> Tensor:
+        site = replace(self.site, losses=self.site.losses.at(self.positions))
+        shares = self.method.shares(torch.stack(self.signed), site)
+        combined = widen(self.rows[0]) * shares[0]
+        for row, share in zip(self.rows[1:], shares[1:], strict=True):
+            combined.addcmul_(widen(row), share)
+        if self.method.renormalize:
+            combined = combined * norm_ratio(sum(map(widen, self.rows)), combined, site.ranks)  # type: ignore[arg-type]
+        return combined.to(self.rows[0].dtype)
+
+
 class _GradDropStream:
     """GradDrop at one site, row by row."""
+
+    needs_lone_rows = False
 
     def __init__(self, method: GradDrop, site: Site) -> None:
         self.method = method
