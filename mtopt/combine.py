@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -125,7 +126,7 @@ class Pipeline:
 
 
 class _Streamed:
-    """Keeps no rows: each goes into its site's running sums. A single row stays as it is."""
+    """Hands each row on to its site's stream. A row that is alone stays as it is."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self.streams = streams
@@ -149,7 +150,10 @@ class _Streamed:
         if self.count[site] > 1:
             return self.streams[site].result()
         first = self.first[site]
-        return None if first is None else first[1]
+        if first is None or not self.streams[site].needs_lone_rows:
+            return None if first is None else first[1]
+        self.streams[site].add(*first)
+        return self.streams[site].result()
 
 
 class _Held:
@@ -175,6 +179,11 @@ class _Held:
         self.positions[site].append(position)
 
     def result(self) -> list[Tensor | None]:
+        device = next((rows.device for rows in self.rows if rows is not None), torch.device("cpu"))
+        with _without_autocast(device.type):
+            return self._result()
+
+    def _result(self) -> list[Tensor | None]:
         several = [
             site
             for site, positions in enumerate(self.positions)
@@ -244,11 +253,18 @@ class _Block:
             return self.rows.sum(0, dtype=wide_dtype(self.rows.dtype)).to(self.rows.dtype)
         column_sums = weights if weights.ndim == 1 else weights.sum(0)
         rows = self._wide()
-        return torch.tensordot(column_sums[self.indices].to(rows), rows, 1).to(self.rows.dtype)
+        combined: Tensor = torch.tensordot(column_sums[self.indices].to(rows), rows, 1).to(self.rows.dtype)
+        return combined
 
     def _wide(self) -> Tensor:
         """The rows, half ones in float32, where weights neither overflow nor are rounded."""
         return self.rows.to(wide_dtype(self.rows.dtype))
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A backward may be called inside an autocast, which would take the products of rows in half."""
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
 def gramian_weights(transform: GramianTransform, blocks: Sequence[_Block]) -> Tensor:
