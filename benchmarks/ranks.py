@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -55,7 +56,7 @@ def make_step(method: str, model_name: str, n_losses: int) -> Callable[[], None]
     }
     if method in layers:
         problem.share = MultiLossLayer(n_losses, layers[method])
-    wrapped = {
+    wrapped: dict[str, tuple[GradDrop, str | nn.Module]] = {
         'at="activations"': (GradDrop(), "activations"),
         "at=module, marginalized": (GradDrop(marginalize=0), problem.trunk),
         'at="parameters"': (GradDrop(), "parameters"),
@@ -92,8 +93,8 @@ METHODS = (
 )
 
 
-def measure(rank: int, port: int, args: argparse.Namespace, queue: Any) -> None:
-    """All methods by turns on one rank; what rank 0 found goes to the queue."""
+def measure(rank: int, port: int, args: argparse.Namespace, found: Path) -> None:
+    """All methods by turns on one rank; rank 0 writes down what it found."""
     torch.set_num_threads(args.threads)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
     steps = {method: make_step(method, args.model, args.losses) for method in METHODS}
@@ -110,7 +111,7 @@ def measure(rank: int, port: int, args: argparse.Namespace, queue: Any) -> None:
             steps[method]()
             seconds[method].append(perf_counter() - start)
     if rank == 0:
-        queue.put({method: {"seconds": seconds[method], "calls": calls[method]} for method in METHODS})
+        found.write_text(json.dumps({m: {"seconds": seconds[m], "calls": calls[m]} for m in METHODS}))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -151,21 +152,22 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=measure, args=(rank, port, args, queue)) for rank in range(args.ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit("A rank has failed; see its error above.")
-    results = queue.get()
-    table = Table("method", "step / ms", "over plain, quartiles", "collectives of ours", "bytes of ours")
-    for method, found in results.items():
-        ratios = [a / b for a, b in zip(found["seconds"], results[PLAIN]["seconds"], strict=True)]
+    with TemporaryDirectory() as folder:
+        found = Path(folder, "found.json")
+        processes = [context.Process(target=measure, args=(rank, port, args, found)) for rank in range(args.ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise SystemExit("A rank has failed; see its error above.")
+        results = json.loads(found.read_text())
+    table = Table("method", "ms", "over plain: quartiles", "our calls", "bytes")
+    for method, result in results.items():
+        ratios = [a / b for a, b in zip(result["seconds"], results[PLAIN]["seconds"], strict=True)]
         low, middle, high = quartiles(ratios)
-        milliseconds = 1000 * quartiles(found["seconds"])[1]
-        calls = found["calls"]
+        milliseconds = 1000 * quartiles(result["seconds"])[1]
+        calls = result["calls"]
         table.add_row(
             method, f"{milliseconds:.1f}", f"{low:.2f}  {middle:.2f}  {high:.2f}", str(len(calls)), f"{sum(calls):,}"
         )
