@@ -20,6 +20,7 @@ class Facts:
 
     Attributes:
         joined: Whether the transforms' settings and state were compared already.
+        loaded: Whether a checkpoint was loaded since.
         losses: Their names, or their number.
         present: Those that are not absent.
         nan: Those whose value is NaN.
@@ -30,6 +31,7 @@ class Facts:
     """
 
     joined: bool
+    loaded: bool
     losses: tuple[str, ...] | int
     present: tuple[int, ...]
     nan: tuple[int, ...]
@@ -87,10 +89,10 @@ def _check(everywhere: Sequence[Facts]) -> None:
                 f"`losses` differ between ranks: {_losses(first)} on rank 0, {_losses(facts)} on rank {rank}. Give the "
                 f"same losses in the same order on all; None for one that is absent in this step."
             )
-        if facts.joined != first.joined:
+        if (facts.joined, facts.loaded) != (first.joined, first.loaded):
+            with_it, without = (rank, 0) if facts.loaded else (0, rank)
             raise RuntimeError(
-                f"`load_state_dict` was called on rank {rank if first.joined else 0}, but not on rank "
-                f"{0 if first.joined else rank}. Call it on every rank."
+                f"`load_state_dict` was called on rank {with_it}, but not on rank {without}. Call it on every rank."
             )
         if facts.nan:
             label = first.losses[facts.nan[0]] if isinstance(first.losses, tuple) else facts.nan[0]

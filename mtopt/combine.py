@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,7 @@ class Pipeline:
         self.weightings: list[LossWeighting] = []
         self.row_transforms: list[GramianTransform | RowTransform] = []
         self.joined = False  # whether several ranks have compared them
+        self.loaded = False  # whether a checkpoint was loaded since
         for i, transform in enumerate(self.transforms):
             if isinstance(transform, LossWeighting):
                 if self.row_transforms:
@@ -106,20 +108,32 @@ class Pipeline:
             if setting != everywhere[0][0]:
                 raise ValueError(f"Ranks differ: rank 0 has {everywhere[0][0]}, rank {rank} has {setting}.")
         self.load_state(everywhere[0][1])
-        self.joined = True
+        self.joined, self.loaded = True, False
 
     def state(self) -> list[dict[str, Any]]:
         return [transform.state_dict() for transform in self.transforms]
 
-    def check_state(self, states: Sequence[dict[str, Any]]) -> None:
+    def load_state(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take back what `state` gave; all transforms or none.
+
+        Raises:
+            ValueError: If it is the state of other transforms.
+        """
+        hint = 'To start the transforms anew, leave out the checkpoint\'s key "mtopt".'
         if len(states) != len(self.transforms):
             raise ValueError(
-                f"`state_dict` has the state of {len(states)} transforms, but there are {len(self.transforms)}."
+                f"`state_dict` has the state of {len(states)} transforms, but there are {len(self.transforms)}. {hint}"
             )
-
-    def load_state(self, states: Sequence[dict[str, Any]]) -> None:
-        for transform, state in zip(self.transforms, states, strict=True):
-            transform.load_state_dict(state)
+        before = copy.deepcopy(self.state())
+        for i, (transform, state) in enumerate(zip(self.transforms, states, strict=True)):
+            try:
+                transform.load_state_dict(state)
+            except Exception as error:
+                for other, old in zip(self.transforms[: i + 1], before, strict=False):
+                    other.load_state_dict(old)
+                raise ValueError(
+                    f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: {error!r}. {hint}"
+                ) from error
 
     def __repr__(self) -> str:
         return repr(self.transforms[0] if len(self.transforms) == 1 else self.transforms)

@@ -39,7 +39,7 @@ _refused = 0
 
 @contextmanager
 def hidden_layers_refused() -> Iterator[None]:
-    """While active, a layer raises that a compiled graph has hidden from the walk over the nodes."""
+    """While active, layers raise: those that a compiled or a checkpointed region has hidden from the walk."""
     global _refused
     _refused += 1
     try:
@@ -48,13 +48,16 @@ def hidden_layers_refused() -> Iterator[None]:
         _refused -= 1
 
 
+def check_not_refused() -> None:
+    if _refused:
+        raise RuntimeError(COMBINED_ALREADY)
+
+
 # It draws random numbers on the host, so it is no part of a CUDA graph, which would repeat them (untested: no GPU).
 @torch.library.custom_op(
     "mtopt::combine", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe, torch.Tag.nondeterministic_seeded)
 )
 def combine(rows: list[Tensor], activation: Tensor | None, layer: int) -> Tensor:
-    if _refused:
-        raise RuntimeError(COMBINED_ALREADY)
     # In a compiled graph a loss that does not come back has a row of zeros.
     combined = _layers[layer].combine([row if row.any() else None for row in rows], activation)
     if combined is None:

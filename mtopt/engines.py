@@ -36,7 +36,7 @@ def backward_at_activations(step: Step) -> Report:
     if step.has_several:
         check_meetings(step, meetings)
     # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
-    leaves = [meeting for meeting in meetings if type(meeting.edge[0]) is AccumulateGrad]
+    leaves = [m for m in meetings if type(m.edge[0]) is AccumulateGrad and step.is_parameter(m.edge[0])]
     together = meetings if step.pipeline.sums_over_ranks else leaves
     step.agree(combines=len(meetings) > 0, sites=[_signature(step, meeting) for meeting in together])
     starts = step.starts()

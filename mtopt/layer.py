@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .combine import Pipeline
-from .compiled import CompiledFanOut, register
+from .compiled import CompiledFanOut, check_not_refused, register
 from .distributed import ranks_of
 from .methods.base import Losses, Site, Transform
 from .methods.graddrop import GradDrop
@@ -21,7 +21,8 @@ class MultiLossLayer(nn.Module):
     """Gives each loss its own alias of a shared activation, and combines their gradients in the one backward.
 
     Any optimizer and a plain `sum(losses).backward()` will do. Active in `train()`; in `eval()` the gradients are
-    simply summed. The values are never changed.
+    simply summed. The values are never changed. It sees no loss, so the factor of a GradScaler stays in the rows: a
+    transform that is not `scale_equivariant` is refused in a float16 autocast.
 
     Args:
         losses: How many losses there are, or their names (for settings by name).
@@ -80,13 +81,17 @@ class MultiLossLayer(nn.Module):
         if not self.training or not self.pipeline.row_transforms:
             return (activation,) * len(self.losses)
         self._refuse_scaled(activation)
-        marginalized = self.pipeline.marginalized is not None
+        aliases: tuple[Tensor, ...]
         if torch.compiler.is_compiling():
-            return CompiledFanOut.apply(activation, len(self.losses), self._key, marginalized)  # type: ignore[no-any-return, no-untyped-call]
-        return FanOut.apply(activation, self)  # type: ignore[no-any-return, no-untyped-call]
+            settings = len(self.losses), self._key, self.pipeline.marginalized is not None
+            aliases = CompiledFanOut.apply(activation, *settings)  # type: ignore[no-untyped-call]
+        else:
+            aliases = FanOut.apply(activation, self)  # type: ignore[no-untyped-call]
+        return aliases
 
     def combine(self, rows: Sequence[Tensor | None], activation: Tensor | None) -> Tensor | None:
         """The combined gradient of the rows that came back, one or None for each loss."""
+        check_not_refused()
         ranks = ranks_of(self.process_group)
         self.pipeline.join(ranks, self.losses)
         combination = self.pipeline.combination(self.losses, [Site(self.losses, activation, ranks)])
@@ -102,15 +107,13 @@ class MultiLossLayer(nn.Module):
         return self.pipeline.transforms
 
     def _refuse_scaled(self, activation: Tensor) -> None:
-        for transform in self.transforms:
-            half = torch.is_autocast_enabled(activation.device.type) and (
-                torch.get_autocast_dtype(activation.device.type) == torch.float16
+        dependent = [transform for transform in self.transforms if not transform.scale_equivariant]
+        device = activation.device.type
+        if dependent and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            raise RuntimeError(
+                f"{type(dependent[0]).__name__} depends on the scale of the losses, and a MultiLossLayer cannot take "
+                f"out the factor of a GradScaler. Give it to a MultiLossOptimizer, or use bfloat16."
             )
-            if half and not transform.scale_equivariant:
-                raise RuntimeError(
-                    f"{type(transform).__name__} depends on the scale of the losses, and a MultiLossLayer cannot take "
-                    f"out the factor of a GradScaler. Give it to a MultiLossOptimizer, or use bfloat16."
-                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

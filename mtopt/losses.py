@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from .graph import Edge, edge_of, metadata_of
 from .methods.base import Losses
@@ -65,6 +66,32 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
         edges[edge] = label
         scalars.append(loss)
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
+
+
+# What may lie between a loss and its scaling: the average over micro-batches, a weight, another shape or dtype.
+_PASSING = {f"{name}Backward0" for name in ("Div", "Mul", "ToCopy", "View", "Unsqueeze", "Unbind")}
+
+
+def common_scale(roots: Sequence[Edge]) -> float | None:
+    """What `GradScaler.scale` has multiplied the losses by: a tensor of one float32 number, the same for all.
+
+    A constant tensor of the user's own by which every loss is multiplied looks the same, and is taken for a scale, too.
+    """
+    return max(set.intersection(*(_factors(node) for node, _ in roots)), default=None)
+
+
+def _factors(node: Node | None) -> set[float]:
+    """The single float32 numbers, tensors, that a loss is multiplied by in the end."""
+    factors = set()
+    while node is not None and node.name() in _PASSING:
+        below = [child for child, _ in node.next_functions if child is not None]
+        if len(below) != 1:
+            break
+        constant: Tensor | None = getattr(node, "_saved_other", None) if node.name() == "MulBackward0" else None
+        if constant is not None and constant.dtype == torch.float32 and constant.numel() == 1:
+            factors.add(float(constant))
+        node = below[0]
+    return factors
 
 
 def cotangents(graph_edges: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:

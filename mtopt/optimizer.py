@@ -23,11 +23,10 @@ from .combine import Pipeline
 from .distributed import ALONE, ranks_of
 from .engines import backward_at_activations, backward_at_modules, backward_plain
 from .graph import LossGraph
-from .losses import LossesLike, read_losses
+from .losses import LossesLike, common_scale, read_losses
 from .methods.base import Transform
 from .methods.graddrop import GradDrop
 from .parameters import backward_at_parameters
-from .scaling import scale_of
 from .sites import MarkSite
 from .step import Step
 
@@ -119,8 +118,8 @@ class MultiLossOptimizer(Optimizer):
             self.pipeline.check(present)
             graph = LossGraph(roots)
             graph.check_alive()
-            if self.pipeline.needs_scale or ranks.size > 1:
-                present = replace(present, scale=scale_of(present, roots))
+            if self.pipeline.needs_scale:
+                present = replace(present, scale=common_scale(roots))
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             step = Step(present, graph, self.pipeline, retain_graph, parameters, agreement)
             if not self.pipeline.row_transforms or (len(present) == 1 and ranks.size == 1):
@@ -237,12 +236,15 @@ class MultiLossOptimizer(Optimizer):
         """
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
-        if own is not None:
-            self.pipeline.check_state(own["transforms"])
-        self.inner.load_state_dict(inner)
+        before = copy.deepcopy(self.pipeline.state())
         if own is not None:
             self.pipeline.load_state(own["transforms"])
-            self.pipeline.joined = False
+        try:
+            self.inner.load_state_dict(inner)
+        except Exception:
+            self.pipeline.load_state(before)
+            raise
+        self.pipeline.joined, self.pipeline.loaded = False, True
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
         return self.inner.register_step_pre_hook(hook)

@@ -26,7 +26,8 @@ class _Rows:
 
     Attributes:
         targets: The tensors whose `.grad` is added to.
-        owners: The losses that may reach each, by position in `step.agreed`.
+        owners: The losses that may reach each, by position in `step.agreed`; none for what is no parameter, whose rows
+            are only added up.
         sites: What a transform is told of each.
         stream: Each loss's gradient for each target, loss by loss.
         how: In words.
@@ -53,8 +54,8 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
         rows = _rows_of_graph(step, batching)
     with step.graph.wrappers_silent(), hidden_layers_refused():
         gradients, owners = _combine(step, rows)
-    if step.ranks.size > 1 and not shards:
-        _check_alike(step.ranks, gradients)
+    trained = [gradient for gradient, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0]
+    _check_alike(shards[0].replicas if shards else step.ranks, trained)
     for i, gradient in enumerate(gradients):
         if gradient is not None:
             accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
@@ -67,10 +68,9 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
 
 
 def _rows_of_graph(step: Step, batching: Batching) -> _Rows:
-    place = {id(parameter): i for i, parameter in enumerate(step.parameters)}
-    leaves = sorted(step.graph.leaves(), key=lambda leaf: place.get(id(leaf.variable), len(place)))  # type: ignore[attr-defined]
+    leaves = sorted(step.graph.leaves(), key=lambda leaf: step.place.get(id(leaf.variable), len(step.place)))  # type: ignore[attr-defined]
     edges = [(leaf, 0) for leaf in leaves]
-    owners = [step.graph.losses_at(edge) for edge in edges]
+    owners = [step.graph.losses_at(edge) if step.is_parameter(edge[0]) else [] for edge in edges]
     targets = [leaf.variable for leaf in leaves]  # type: ignore[attr-defined]
     _check_shared(targets, owners)
     return _Rows(
@@ -122,19 +122,22 @@ def _rows_of_shards(step: Step, shards: Sequence[Shard]) -> _Rows:
 
 def _rows_of_all_ranks(step: Step, batching: Batching) -> _Rows:
     """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
-    place = {id(parameter): i for i, parameter in enumerate(step.parameters)}
-    edges: list[Edge | None] = [None] * len(place)
+    edges: list[Edge | None] = [None] * len(step.parameters)
+    inputs: list[Edge] = []  # these differ from rank to rank
     for leaf in step.graph.leaves():
         variable: Tensor = leaf.variable  # type: ignore[attr-defined]
-        if id(variable) not in place:
+        if not step.is_parameter(leaf):
+            inputs.append((leaf, 0))
+        elif id(variable) in step.place:
+            edges[step.place[id(variable)]] = (leaf, 0)
+        else:
             raise RuntimeError(
-                f"The `losses` reach a leaf of shape {tuple(variable.shape)} that the optimizer does not have, so that "
-                f'its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, or '
-                f"set requires_grad=False."
+                f"The `losses` reach a parameter of shape {tuple(variable.shape)} that the optimizer does not have, so "
+                f'that its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, '
+                f"or set requires_grad=False."
             )
-        edges[place[id(variable)]] = (leaf, 0)
     step.agree(own_reduction=True)
-    masks = [0] * len(place)
+    masks = [0] * len(edges)
     for facts in step.everywhere:
         for i, mask in facts.owned:
             masks[i] |= mask
@@ -142,11 +145,14 @@ def _rows_of_all_ranks(step: Step, batching: Batching) -> _Rows:
     targets = [step.parameters[i] for i in reached]
     owners = [[p for p, index in enumerate(step.agreed.indices) if masks[i] >> index & 1] for i in reached]
     _check_shared(targets, owners)
+    targets += [leaf.variable for leaf, _ in inputs]  # type: ignore[attr-defined]
+    owners += [[] for _ in inputs]
+    edges = [*(edges[i] for i in reached), *inputs]
     return _Rows(
         targets,
         owners,
         [Site(step.agreed)] * len(targets),
-        _averaged(step, targets, owners, [edges[i] for i in reached], batching),
+        _averaged(step, targets, owners, edges, batching),
         "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
     )
 
@@ -173,9 +179,9 @@ def _averaged(
         if index in step.losses.indices:
             _, rows = next(found)
             mine = dict(zip(here, rows, strict=True))
-        travelling = _Travelling(
-            step.ranks, position, {i: (targets[i], mine.get(i)) for i in range(len(targets)) if position in owners[i]}
-        )
+        rows_here = {i: (targets[i], mine.get(i)) for i in range(len(targets)) if position in owners[i]}
+        travelling = _Travelling(step.ranks, position, rows_here)
+        travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
         if before is not None:
             yield before.position, before.arrived(len(targets))
         before = travelling
@@ -221,8 +227,9 @@ def _combine(step: Step, rows: _Rows) -> tuple[list[Tensor | None], list[set[int
     combination = step.pipeline.combination(step.agreed, [rows.sites[i] for i in shared])
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
-    # One compiled node for a whole model hides which loss reaches what: its rows of zeros are no rows.
-    opaque = any(node.name() == "CompiledFunctionBackward" for node in step.graph.edges)
+    # One node for a whole model hides which loss reaches what: its rows of zeros are no rows.
+    hiding = ("CompiledFunctionBackward", "CheckpointFunctionBackward")
+    opaque = any(node.name() in hiding for node in step.graph.edges)
     for loss, found in rows.stream:
         counts = _count_nonzero(found, rows.sites) if opaque else None
         for i in range(len(found)):
@@ -234,7 +241,8 @@ def _combine(step: Step, rows: _Rows) -> tuple[list[Tensor | None], list[set[int
                 check_dense(row.layout is torch.strided)
                 combination.add(site_of[i], loss, row)
             else:
-                gradients[i] = row
+                before = gradients[i]
+                gradients[i] = row if before is None else before + row
     if not any(arrived):
         raise RuntimeError(
             "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
@@ -262,6 +270,8 @@ def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) ->
 
 def _check_alike(ranks: Ranks, gradients: Sequence[Tensor | None]) -> None:
     """Raise if a transform did not do the same on all ranks: their parameters would drift apart."""
+    if ranks.size == 1:
+        return
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = []
     for gradient in gradients:

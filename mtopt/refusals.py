@@ -59,8 +59,8 @@ def check_marked(step: Step, marked: Iterable[Edge]) -> None:
     if not reached:
         raise RuntimeError(
             "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, its "
-            "output needs no gradient, or it ran inside a compiled model, where it cannot be seen. Call it, compile "
-            "only its parts, or put a MultiLossLayer in its place."
+            "output needs no gradient, or it ran inside a reentrant checkpoint, where it cannot be seen. Call it, "
+            "checkpoint with use_reentrant=False, or put a MultiLossLayer in its place."
         )
     for loss in range(len(step.losses)):
         if loss not in reached:

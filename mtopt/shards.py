@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shard:
-    """One parameter's part on this rank."""
+    """One parameter's part on this rank.
+
+    Attributes:
+        ranks: Those that hold the other parts.
+        replicas: Those that hold the same part.
+    """
 
     parameter: DTensor
     part: Part
     ranks: Ranks
+    replicas: Ranks
 
     def site(self, losses: Losses) -> Site:
         return Site(losses, None, self.ranks, self.part)
@@ -81,18 +87,18 @@ def _shard(parameter: DTensor) -> Shard:
 
     mesh = parameter.device_mesh
     start = [0] * parameter.ndim
-    splitting = []
+    ranks = replicas = ALONE
     for dim, placement in enumerate(parameter.placements):
-        if type(placement) is Split:
-            splitting.append(dim)
+        others = ranks_of(mesh.get_group(dim))
+        if isinstance(placement, Replicate) and replicas is ALONE:
+            replicas = others
+        elif type(placement) is Split and ranks is ALONE:
+            ranks = others
             size = -(-parameter.shape[placement.dim] // mesh.size(dim))  # as torch.chunk cuts
             start[placement.dim] = min(mesh.get_local_rank(dim) * size, parameter.shape[placement.dim])
-        elif not isinstance(placement, Replicate):
-            splitting += [dim, dim]
-    if len(splitting) > 1:
-        raise RuntimeError(
-            f"A parameter is sharded as {parameter.placements}, and its rows cannot be combined: at most one dim of "
-            f'the mesh may split it. Use `at="activations"`.'
-        )
-    ranks = ranks_of(mesh.get_group(splitting[0])) if splitting else ALONE
-    return Shard(parameter, Part(tuple(parameter.shape), tuple(start)), ranks)
+        else:
+            raise RuntimeError(
+                f"A parameter is sharded as {parameter.placements}, and its rows cannot be combined: at most one dim "
+                f'of the mesh may split it, and one replicate it. Use `at="activations"`.'
+            )
+    return Shard(parameter, Part(tuple(parameter.shape), tuple(start)), ranks, replicas)

@@ -135,6 +135,8 @@ def pick_positive(signed: Tensor, uniform: Tensor, keep: Keep) -> Tensor:
 def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tensor:
     """How much of each row is kept, in the shape of `signed`: 1, or its leak."""
     opposite = torch.where(picked, signed < 0, signed > 0).to(signed.dtype)  # 1 - mask
+    if not any(leaks):
+        return 1 - opposite
     drop = 1 - torch.tensor(leaks, dtype=signed.dtype, device=signed.device)
     # Not leak + (1 - leak) * mask: this form is exactly 1 where nothing is dropped.
     return 1 - drop.reshape(-1, *[1] * (signed.ndim - 1)) * opposite

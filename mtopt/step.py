@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from .agreement import Agreement, Facts, Owned
 from .combine import Combination, Pipeline
 from .distributed import Ranks, lost_rank_explained
 from .graph import Edge, LossGraph, gradient_edge
-from .losses import cotangents
+from .losses import common_scale, cotangents
 from .methods.base import Losses, Site
 from .report import Report, SiteReport
 
@@ -45,6 +47,16 @@ class Step:
     def ranks(self) -> Ranks:
         return self.agreement.ranks
 
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """The optimizer's parameters, by identity."""
+        return {id(parameter): i for i, parameter in enumerate(self.parameters)}
+
+    def is_parameter(self, leaf: Node) -> bool:
+        """Whether a leaf is trained, unlike an input of the model that requires grad."""
+        variable: Tensor = leaf.variable  # type: ignore[attr-defined]
+        return isinstance(variable, nn.Parameter) or id(variable) in self.place
+
     @property
     def has_several(self) -> bool:
         """Whether losses must meet in this process: where it has but one, another rank may have more."""
@@ -61,14 +73,17 @@ class Step:
         if self.ranks.size == 1:
             return
         losses = self.losses
-        nan = losses.values.isnan().tolist() if losses.scale is None else []  # else a GradScaler will skip the step
+        is_nan = losses.values.isnan().tolist()
+        if any(is_nan) and common_scale(self.graph.origins) is not None:
+            is_nan = []  # a GradScaler will skip the step
         wrappers = [sink.ddp_weakref() for sink in self.graph.sinks]  # type: ignore[attr-defined]
         unused_are_found = any(model.find_unused_parameters and not model.static_graph for model in wrappers)
         facts = Facts(
             joined=self.pipeline.joined,
+            loaded=self.pipeline.loaded,
             losses=losses.names or losses.n_losses,
             present=losses.indices,
-            nan=tuple(index for index, is_nan in zip(losses.indices, nan, strict=False) if is_nan),
+            nan=tuple(index for index, nan in zip(losses.indices, is_nan, strict=False) if nan),
             owned=self._owned(),
             may_differ=own_reduction or unused_are_found,
             sites=tuple(sites),
@@ -81,13 +96,12 @@ class Step:
 
     def _owned(self) -> tuple[Owned, ...]:
         """The parameters that the losses reach, each with a mask of the losses' places in the user's list."""
-        place = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         owned: list[Owned] = []
         for leaf in self.graph.leaves_as_used():
-            variable: Tensor = leaf.variable  # type: ignore[attr-defined]
-            if isinstance(variable, nn.Parameter) or id(variable) in place:
+            if self.is_parameter(leaf):
+                variable: Tensor = leaf.variable  # type: ignore[attr-defined]
                 mask = sum(1 << self.losses.indices[loss] for loss in self.graph.losses_at((leaf, 0)))
-                owned.append((place.get(id(variable), tuple(variable.shape)), mask))
+                owned.append((self.place.get(id(variable), tuple(variable.shape)), mask))
         return tuple(owned)
 
     def _mean_values(self, present: Sequence[int]) -> tuple[Tensor, ...]:

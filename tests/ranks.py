@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")  # processes start fast from one that has only imported things
-CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "mtopt"])
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "mtopt"]
+)
 SECONDS = 20  # how long a collective waits for a rank that does not come
 
 
