@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .combine import Pipeline
 from .compiled import CompiledFanOut, check_not_refused, register
 from .distributed import ranks_of
 from .methods.base import Losses, Site, Transform
 from .methods.graddrop import GradDrop
+from .pipeline import Pipeline
 from .signs import dims_of
 
 

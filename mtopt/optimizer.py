@@ -19,7 +19,6 @@ from torch.utils.hooks import RemovableHandle
 
 from .agreement import Agreement
 from .batching import Batching, check_chunk_size
-from .combine import Pipeline
 from .distributed import ALONE, ranks_of
 from .engines import backward_at_activations, backward_at_modules, backward_plain
 from .graph import LossGraph
@@ -27,7 +26,8 @@ from .losses import LossesLike, common_scale, read_losses
 from .methods.base import Transform
 from .methods.graddrop import GradDrop
 from .parameters import backward_at_parameters
-from .sites import MarkSite
+from .pipeline import Pipeline
+from .sites import MarkSite, check_at
 from .step import Step
 
 _STATE_KEY = "mtopt"
@@ -76,7 +76,7 @@ class MultiLossOptimizer(Optimizer):
             raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         self.inner = inner
         self.pipeline = Pipeline(GradDrop() if transforms is None else transforms)
-        self.at = _check_at(at)
+        self.at = check_at(at)
         self.process_group = process_group
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
@@ -274,25 +274,6 @@ class MultiLossOptimizer(Optimizer):
     def __repr__(self) -> str:
         at = f'"{self.at}"' if isinstance(self.at, str) else [type(module).__name__ for module in self.at]
         return f"MultiLossOptimizer({type(self.inner).__name__}, {self.pipeline!r}, at={at})"
-
-
-def _check_at(at: str | nn.Module | Iterable[nn.Module]) -> str | list[nn.Module]:
-    choices = '"activations", "parameters", a module or several modules'
-    if isinstance(at, str):
-        if at not in ("activations", "parameters"):
-            raise ValueError(f"`at` must be {choices}, but it is {at!r}.")
-        return at
-    if isinstance(at, nn.Module):
-        return [at]
-    if not isinstance(at, Iterable):
-        raise TypeError(f"`at` must be {choices}, but it is {type(at).__name__}.")
-    modules = list(at)
-    for i, module in enumerate(modules):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"`at[{i}]` must be a module, but it is {type(module).__name__}.")
-    if not modules:
-        raise ValueError(f"`at` is empty: it must be {choices}.")
-    return modules
 
 
 @cache

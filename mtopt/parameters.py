@@ -1,4 +1,4 @@
-"""Rows at the shared parameters: from the graph, averaged over the ranks, or shard by shard. No activations."""
+"""Rows at the shared parameters: from the graph, of all ranks, or shard by shard. No activations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .averages import averaged, check_alike
 from .batching import Batching
 from .compiled import hidden_layers_refused
-from .distributed import Ranks
 from .graph import Edge
 from .methods.base import Site
 from .refusals import check_dense, check_real, refuse_layers
@@ -55,7 +55,7 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
     with step.graph.wrappers_silent(), hidden_layers_refused():
         gradients, owners = _combine(step, rows)
     trained = [gradient for gradient, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0]
-    _check_alike(shards[0].replicas if shards else step.ranks, trained)
+    check_alike(shards[0].replicas if shards else step.ranks, trained)
     for i, gradient in enumerate(gradients):
         if gradient is not None:
             accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
@@ -152,72 +152,9 @@ def _rows_of_all_ranks(step: Step, batching: Batching) -> _Rows:
         targets,
         owners,
         [Site(step.agreed)] * len(targets),
-        _averaged(step, targets, owners, edges, batching),
+        averaged(step, targets, owners, edges, batching),
         "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
     )
-
-
-def _averaged(
-    step: Step,
-    targets: Sequence[Tensor],
-    owners: Sequence[Sequence[int]],
-    edges: Sequence[Edge | None],
-    batching: Batching,
-) -> Iterator[tuple[int, Rows]]:
-    """Each loss's mean rows. While they travel between the ranks, the next loss's are computed."""
-    here = [i for i, edge in enumerate(edges) if edge is not None]
-    found = rows_below(
-        step.graph,
-        step.starts(),
-        [edge for edge in edges if edge is not None],
-        batching,
-        retain_graph=step.retain_graph,
-    )
-    before: _Travelling | None = None
-    for position, index in enumerate(step.agreed.indices):
-        mine: dict[int, Tensor | None] = {}
-        if index in step.losses.indices:
-            _, rows = next(found)
-            mine = dict(zip(here, rows, strict=True))
-        rows_here = {i: (targets[i], mine.get(i)) for i in range(len(targets)) if position in owners[i]}
-        travelling = _Travelling(step.ranks, position, rows_here)
-        travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
-        if before is not None:
-            yield before.position, before.arrived(len(targets))
-        before = travelling
-    if before is not None:
-        yield before.position, before.arrived(len(targets))
-
-
-class _Travelling:
-    """One loss's rows on their way to their mean over the ranks: one buffer for each dtype and device."""
-
-    def __init__(self, ranks: Ranks, position: int, rows: dict[int, tuple[Tensor, Tensor | None]]) -> None:
-        self.ranks = ranks
-        self.position = position
-        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for i, (target, _) in rows.items():
-            kinds.setdefault((target.dtype, target.device), []).append(i)
-        self.views: dict[int, Tensor] = {}
-        self.work = []
-        for (dtype, device), members in kinds.items():
-            buffer = torch.empty(sum(rows[i][0].numel() for i in members), dtype=dtype, device=device)
-            start = 0
-            for i in members:
-                target, row = rows[i]
-                view = self.views[i] = buffer.as_strided(target.shape, target.stride(), start)
-                if row is None:
-                    view.zero_()
-                else:
-                    check_dense(row.layout is torch.strided)
-                    torch.div(row, ranks.size, out=view)
-                start += target.numel()
-            self.work.append(ranks.start_sum(buffer))
-
-    def arrived(self, n_targets: int) -> Rows:
-        for work in self.work:
-            self.ranks.finish(work)
-        return [self.views.get(i) for i in range(n_targets)]
 
 
 def _combine(step: Step, rows: _Rows) -> tuple[list[Tensor | None], list[set[int]]]:
@@ -266,24 +203,6 @@ def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) ->
         raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
     for target in shared:
         check_real(target.dtype)
-
-
-def _check_alike(ranks: Ranks, gradients: Sequence[Tensor | None]) -> None:
-    """Raise if a transform did not do the same on all ranks: their parameters would drift apart."""
-    if ranks.size == 1:
-        return
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = []
-    for gradient in gradients:
-        if gradient is not None:
-            real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-            sums.append(real.view(integers[real.element_size()]).sum())
-    checksum = int(torch.stack([part.to(sums[0].device) for part in sums]).sum())
-    if any(theirs != [checksum] for theirs in ranks.gather([checksum])):
-        raise RuntimeError(
-            "The ranks combined the same rows to different gradients, and nothing was changed. A transform of yours "
-            "depends on something that the ranks do not share: draw its random numbers from a seed in its `state_dict`."
-        )
 
 
 def accumulate(parameter: Tensor, gradient: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,3 +98,22 @@ def joint_groups(marked: dict[Edge, Mark], dim: int) -> list[list[Edge]]:
         del shape[dim]
         groups.setdefault((mark.module, mark.output, *shape), []).append(edge)
     return list(groups.values())
+
+
+def check_at(at: str | nn.Module | Iterable[nn.Module]) -> str | list[nn.Module]:
+    choices = '"activations", "parameters", a module or several modules'
+    if isinstance(at, str):
+        if at not in ("activations", "parameters"):
+            raise ValueError(f"`at` must be {choices}, but it is {at!r}.")
+        return at
+    if isinstance(at, nn.Module):
+        return [at]
+    if not isinstance(at, Iterable):
+        raise TypeError(f"`at` must be {choices}, but it is {type(at).__name__}.")
+    modules = list(at)
+    for i, module in enumerate(modules):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"`at[{i}]` must be a module, but it is {type(module).__name__}.")
+    if not modules:
+        raise ValueError(f"`at` is empty: it must be {choices}.")
+    return modules

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .agreement import Agreement, Facts, Owned
-from .combine import Combination, Pipeline
+from .combine import Combination
 from .distributed import Ranks, lost_rank_explained
 from .graph import Edge, LossGraph, gradient_edge
 from .losses import common_scale, cotangents
 from .methods.base import Losses, Site
+from .pipeline import Pipeline
 from .report import Report, SiteReport
 
 

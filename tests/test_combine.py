@@ -10,8 +10,8 @@ from strategies import stacked_rows
 from torch import nn
 
 from mtopt import GradDrop, GramianTransform, LossWeighting, MultiLossLayer, MultiLossOptimizer, RowTransform
-from mtopt.combine import Pipeline
 from mtopt.methods.base import Losses, Site
+from mtopt.pipeline import Pipeline
 
 
 class Constant(LossWeighting):
