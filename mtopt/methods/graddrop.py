@@ -115,7 +115,7 @@ class GradDrop(RowTransform):
 
     def signed(self, rows: Tensor, site: Site) -> Tensor:
         """What the signs are taken of, one for each row and decision."""
-        return marginal(rows, site.activation, self._dims(rows.ndim - 1))
+        return marginal(rows, site.activation, self.dims(rows.ndim - 1))
 
     def shares(self, signed: Tensor, site: Site) -> Tensor:
         """How much of each row is kept: the decision."""
@@ -136,10 +136,10 @@ class GradDrop(RowTransform):
 
     def joint(self, site: Site, ndim: int) -> bool:
         """Whether ranks decide together. They split the batch, dim 0: else each decides for its own examples."""
-        dims = self._dims(ndim)
+        dims = self.dims(ndim)
         return dims is not None and 0 in dims and site.ranks.size > 1
 
-    def _dims(self, ndim: int) -> tuple[int, ...] | None:
+    def dims(self, ndim: int) -> tuple[int, ...] | None:
         return None if self.marginalize is None else dims_of(self.marginalize, ndim)
 
     def stream(self, site: Site) -> Stream | None:
@@ -175,6 +175,8 @@ class _MarginalStream:
         self.method = method
         self.site = site
         self.needs_lone_rows = method.renormalize or method.joint(site, site.activation.ndim)
+        self.sign = widen(site.activation.sign())
+        self.dims = method.dims(site.activation.ndim)
         self.positions: list[int] = []
         self.rows: list[Tensor] = []
         self.signed: list[Tensor] = []
@@ -182,7 +184,10 @@ class _MarginalStream:
     def add(self, position: int, row: Tensor) -> None:
         self.positions.append(position)
         self.rows.append(row)
-        self.signed.append(self.method.signed(widen(row)[None], self.site)[0])
+        scratch = self.method.scratch
+        outward = torch.mul(widen(row), self.sign, out=scratch.take(self.sign))
+        self.signed.append(outward.sum(self.dims, keepdim=True))
+        scratch.give(outward)
 
     def result(self) -> Tensor:
         site = replace(self.site, losses=self.site.losses.at(self.positions))
