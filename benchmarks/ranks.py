@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtopt import GradDrop, GramianTransform, MultiLossLayer, MultiLossOptimizer
 from mtopt.methods.base import Losses
 
+BARE = "plain sum, a bare all-reduce"  # at the features: the least that ranks which decide together can do
 PLAIN, AGAIN = "plain sum", "plain sum, again"  # their mean is what all is compared with; how they differ is the noise
 
 
@@ -61,6 +62,9 @@ def make_step(method: str, model_name: str, n_losses: int) -> Callable[[], None]
         "at=module, marginalized": (GradDrop(marginalize=0), problem.trunk),
         'at="parameters"': (GradDrop(), "parameters"),
     }
+    if method == BARE:
+        message = torch.zeros((n_losses + 1) * 512)
+        problem.trunk.register_full_backward_pre_hook(lambda *_: dist.all_reduce(message))
     model = DistributedDataParallel(Model(problem))
     sgd = torch.optim.SGD(problem.parameters(), lr=1e-3)
     if method not in wrapped:
@@ -84,6 +88,7 @@ def make_step(method: str, model_name: str, n_losses: int) -> Callable[[], None]
 METHODS = (
     PLAIN,
     AGAIN,
+    BARE,
     "MultiLossLayer",
     "MultiLossLayer, marginalized",
     "MultiLossLayer, Gramian",
