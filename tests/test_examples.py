@@ -1,0 +1,281 @@
+"""The examples: each runs as its docstring says, and each trainer does for several losses what it does for one."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import mtopt
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs/examples"
+PACKAGES = {
+    "ddp": "torch",
+    "fsdp2": "torch",
+    "lightning_module": "lightning",
+    "accelerate_loop": "accelerate",
+    "hugging_face_trainer": "transformers",
+}
+PORT_OF_ITS_OWN = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run", *PORT_OF_ITS_OWN]}
+
+pytestmark = [
+    pytest.mark.timeout(150),
+    pytest.mark.filterwarnings("ignore"),  # what the trainers deprecate and advise is theirs
+]
+
+
+@cache
+def printed(name: str) -> str:
+    """What an example prints when it runs as its docstring says."""
+    pytest.importorskip(PACKAGES[name])
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))
+    (line,) = re.findall(r"^    (.+)$", docstring, re.MULTILINE)
+    program, *arguments = line.split()
+    command = [sys.executable, *PROGRAMS[program], *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
+            raise
+    assert process.returncode == 0, err
+    return out
+
+
+def example(name: str) -> SimpleNamespace:
+    """An example's names, for use in this process."""
+    pytest.importorskip(PACKAGES[name])
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{name}.py")))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path, monkeypatch):
+    """Trainers write into the folder, seed everything, set variables, and Accelerate keeps its state in its classes."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with mock.patch.dict(os.environ), torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+    if "accelerate" in sys.modules:
+        state = sys.modules["accelerate.state"]
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
+@pytest.fixture
+def no_transforms(monkeypatch):
+    """Every example's optimizer takes the plain sum, its losses one by one."""
+    wrapper = mtopt.MultiLossOptimizer
+    monkeypatch.setattr(mtopt, "MultiLossOptimizer", lambda inner: wrapper(inner, []))
+
+
+def assert_same_parameters(one: nn.Module, other: nn.Module) -> None:
+    for mine, yours in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, yours, rtol=0, atol=0)
+
+
+# -- the scripts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_example_runs_as_it_says_and_its_losses_fall(name):
+    changes = re.findall(r"^.+: (\S+) -> (\S+)$", printed(name), re.MULTILINE)
+    assert changes
+    assert all(0 < float(last) < 0.5 * float(first) for first, last in changes)
+
+
+@pytest.mark.parametrize("name", ["ddp", "lightning_module", "accelerate_loop"])
+def test_two_ranks_end_with_the_same_parameters(name):
+    assert "2 ranks, same parameters: True" in printed(name).splitlines()
+
+
+def test_an_fsdp2_rank_holds_its_part_of_the_parameters_only():
+    here, all_of_them = map(int, re.search(r"holds (\d+) of (\d+) numbers", printed("fsdp2")).groups())
+    assert 0.4 * all_of_them < here < 0.6 * all_of_them
+
+
+def test_a_hugging_face_trainer_resumes_bit_by_bit():
+    assert "resumed in the middle, same parameters: True" in printed("hugging_face_trainer").splitlines()
+
+
+# -- Lightning ---------------------------------------------------------------------------------------------------------
+
+
+def fit(net, data, *, checkpoint=None, **settings):
+    lightning = pytest.importorskip("lightning")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    keep = {"enable_checkpointing": bool(settings.get("callbacks"))}
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, **quiet, **keep, **settings)
+    trainer.fit(net, DataLoader(data, batch_size=64), ckpt_path=checkpoint)
+    return trainer
+
+
+def test_lightning_autocasts_inside_the_step_and_counts_the_steps():
+    ex = example("lightning_module")
+    net, dtypes = ex.Net(epochs=1), set()
+    net.trunk.register_forward_hook(lambda module, args, features: dtypes.add(features.dtype))
+    trainer = fit(net, ex.make_data(), max_epochs=1, precision="bf16-mixed")
+    assert dtypes == {torch.bfloat16}
+    assert trainer.global_step == 512 / 64
+    assert "rows combined where the losses meet" in trainer.optimizers[0].explain()
+
+
+def test_lightning_with_no_transforms_is_lightning_on_the_sum(no_transforms):
+    ex = example("lightning_module")
+
+    class OnTheSum(ex.Net):
+        def configure_optimizers(self):
+            (optimizer,), _ = super().configure_optimizers()
+            return [optimizer.inner], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.inner, self.epochs)]
+
+        def backward(self, loss, losses):
+            loss.backward()
+
+    data, nets = ex.make_data(), []
+    for Net in (ex.Net, OnTheSum):  # noqa: N806
+        torch.manual_seed(0)
+        nets.append(Net(epochs=2))
+        fit(nets[-1], data, max_epochs=2, precision="bf16-mixed")
+    assert_same_parameters(*nets)
+
+
+def test_a_lightning_run_resumes_bit_by_bit(tmp_path):
+    ex = example("lightning_module")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    data = ex.make_data()
+    whole, resumed = ex.Net(epochs=3), ex.Net(epochs=3)
+    keeper = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit(whole, data, max_epochs=3, callbacks=[keeper])
+    fit(resumed, data, max_epochs=3, checkpoint=tmp_path / "epoch=0.ckpt")
+    assert_same_parameters(whole, resumed)
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(2.0**10, "taken"), (float("inf"), "skipped")])
+def test_lightning_takes_the_loss_scale_out_again_and_skips_a_step_that_overflows(scale, steps):
+    ex = example("lightning_module")
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Sgd(ex.Net):  # Adam would hide a scale
+        def configure_optimizers(self):
+            return mtopt.MultiLossOptimizer(torch.optim.SGD(self.parameters(), lr=0.1), mtopt.GradDrop(seed=0))
+
+        def on_train_epoch_end(self):
+            pass
+
+    data, nets = ex.make_data(), []
+    for init_scale in (1.0, scale):
+        torch.manual_seed(0)
+        nets.append(Sgd(epochs=1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+        start = nn.utils.parameters_to_vector(nets[-1].parameters()).detach()
+        fit(nets[-1], data, max_epochs=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    unscaled, end = (nn.utils.parameters_to_vector(net.parameters()) for net in nets)
+    torch.testing.assert_close(end, unscaled if steps == "taken" else start, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(unscaled, start, atol=1e-2)
+
+
+# -- Accelerate --------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run of Accelerate with two micro-batches per step."""
+
+    def __init__(self, *, scale=None, seed=0, **settings):
+        self.example = example("accelerate_loop")
+        accelerate = pytest.importorskip("accelerate")
+        self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, **settings)
+        if scale is not None:  # Accelerate itself makes a scaler for GPUs only
+            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        torch.manual_seed(0)
+        loader = DataLoader(self.example.make_data(), batch_size=64, shuffle=True)
+        torch.manual_seed(seed)
+        model = self.example.Net()
+        optimizer = mtopt.MultiLossOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        prepared = self.accelerator.prepare(model, optimizer, scheduler, loader)
+        self.model, self.optimizer, self.scheduler, self.loader = prepared
+
+    def epoch(self, *, on_the_sum=False, clip=None):
+        for batch in self.loader:
+            with self.accelerator.accumulate(self.model):
+                losses = self.model(*batch)
+                if on_the_sum:
+                    self.accelerator.backward(sum(losses))
+                else:
+                    self.example.backward(self.accelerator, self.optimizer, losses)
+                if clip is not None and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                self.optimizer.step()
+                self.scheduler.step()
+                self.optimizer.zero_grad()
+
+
+def test_accelerate_with_no_transforms_is_accelerate_on_the_sum(no_transforms):
+    models = []
+    for on_the_sum in (False, True):
+        run = Run(mixed_precision="bf16")
+        run.epoch(on_the_sum=on_the_sum, clip=0.5)
+        models.append(run.model)
+    assert_same_parameters(*models)
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(2.0**10, "taken"), (float("inf"), "skipped")])
+def test_accelerate_takes_the_loss_scale_out_again_and_skips_a_step_that_overflows(scale, steps):
+    plain = Run()
+    start = [parameter.clone() for parameter in plain.model.parameters()]
+    plain.epoch()
+    scaled = Run(scale=scale)
+    scaled.epoch()
+    expected = list(plain.model.parameters()) if steps == "taken" else start
+    for parameter, value in zip(scaled.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, value, rtol=0, atol=0)
+    assert scaled.optimizer.step_was_skipped == (steps == "skipped")
+
+
+def test_an_accelerate_run_resumes_bit_by_bit(tmp_path):
+    whole = Run()
+    whole.epoch()
+    whole.accelerator.save_state(tmp_path)
+    whole.epoch()
+    resumed = Run(seed=1)
+    resumed.accelerator.load_state(tmp_path)
+    resumed.epoch()
+    assert_same_parameters(whole.model, resumed.model)
+
+
+# -- Transformers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_hugging_face_trainer_with_no_transforms_is_trainer_on_the_sum(no_transforms, monkeypatch, tmp_path):
+    ex = example("hugging_face_trainer")
+
+    class OnTheSum(ex.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return sum(model(**inputs)["losses"])
+
+    data = ex.make_data()
+    several = ex.train(str(tmp_path), data)
+    monkeypatch.setitem(ex.train.__globals__, "MultiLossTrainer", OnTheSum)
+    one = ex.train(str(tmp_path), data)
+    assert_same_parameters(several.model, one.model)
+    logged = [[entry.get("loss") for entry in trainer.state.log_history] for trainer in (several, one)]
+    assert logged[0] == pytest.approx(logged[1])
