@@ -265,3 +265,47 @@ def test_explain_tells_that_the_ranks_agree():
     first, second = run_ranks(explained, 2)
     assert first == second
     assert "ranks: 2, in agreement" in first
+
+
+def scaled_nan(rank):
+    """With a GradScaler a NaN is its affair: the step is skipped on every rank."""
+    net, model, optimizer = make("module, marginalized")
+    scaler = torch.amp.GradScaler("cpu")
+    ls = losses(rank, model)
+    before = [p.tolist() for p in net.parameters()]
+    optimizer.backward(scaler.scale([ls[0] * (float("nan") if rank else 1.0), *ls[1:]]))
+    scaler.step(optimizer)
+    scaler.update()
+    return [p.tolist() for p in net.parameters()] == before, scaler.get_scale()
+
+
+def test_a_nan_on_one_rank_is_left_to_the_grad_scaler():
+    assert run_ranks(scaled_nan, 2) == [(True, 2.0**15)] * 2
+
+
+def own_inputs(rank):
+    """The losses meet at the inputs, too, which require grad, as in a physics-informed network."""
+    found = {}
+    for method in ("parameters", "activations that are parameters"):
+        net, model, optimizer = make(method)
+        x, y = batch(0, rank, 2)
+        x.requires_grad_()
+        optimizer.backward(losses_of(model(x, y, METHODS[method][2]), y))
+        found[method] = [p.grad.tolist() for p in net.parameters()], x.grad.tolist()
+    return found
+
+
+def test_inputs_that_require_grad_keep_their_ranks_own_gradient():
+    first, second = run_ranks(own_inputs, 2)
+    for method in first:
+        assert first[method][0] == second[method][0]
+        assert first[method][1] != second[method][1]
+    net, _, optimizer = make("parameters", 1)
+    x, y = batch(0)
+    x.requires_grad_()
+    optimizer.backward(losses_of(net(x, y), y))
+    assert_equal([first["parameters"][0]], [p.grad.tolist() for p in net.parameters()])
+    both = (
+        torch.tensor(first["parameters"][1] + second["parameters"][1]) / 2
+    )  # each rank's losses are means of its half
+    torch.testing.assert_close(both, x.grad.float())

@@ -12,6 +12,11 @@ from torch import nn
 from mtopt import GradDrop, GramianTransform, MultiLossOptimizer, per_loss_gradients
 
 
+class UnitRows(GramianTransform):
+    def weights(self, gramian, losses):
+        return gramian.diagonal().rsqrt()
+
+
 def network(n_losses: int, **settings):
     torch.manual_seed(0)
     trunk, heads = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.ModuleList(nn.Linear(5, 1) for _ in range(n_losses))
@@ -178,10 +183,6 @@ def test_losses_that_are_entries_of_one_vector():
 def test_a_compiled_model_gives_the_eager_models_gradients_at_parameters():
     """One node makes all outputs, yet a head is still exclusive to its loss."""
 
-    class UnitRows(GramianTransform):
-        def weights(self, gramian, losses):
-            return gramian.diagonal().rsqrt()
-
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -202,3 +203,15 @@ def test_a_compiled_model_gives_the_eager_models_gradients_at_parameters():
     torch.compiler.reset()
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_inputs_that_require_grad_get_the_plain_sum_at_parameters():
+    """They are not trained: no transform touches their gradient, nor does it count for one."""
+    x, w = torch.randn(4, requires_grad=True), nn.Parameter(torch.randn(4))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), UnitRows(), at="parameters")
+    losses = [(x * w).sin().sum(), 100 * (x * w**2).cos().sum()]
+    plain = torch.autograd.grad(sum(losses), x, retain_graph=True)[0]
+    rows = torch.stack([torch.autograd.grad(loss, w, retain_graph=True)[0] for loss in losses])
+    optimizer.backward(losses)
+    torch.testing.assert_close(x.grad, plain)
+    torch.testing.assert_close(w.grad, (rows / rows.norm(dim=1, keepdim=True)).sum(0))
