@@ -54,10 +54,11 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
         rows = _rows_of_graph(step, batching)
     with step.graph.wrappers_silent(), hidden_layers_refused():
         gradients, owners = _combine(step, rows)
-    trained = [gradient for gradient, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0]
-    check_alike(shards[0].replicas if shards else step.ranks, trained)
+    ranks = shards[0].replicas if shards else step.ranks
+    check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
     for i, gradient in enumerate(gradients):
         if gradient is not None:
+            gradients[i] = None  # so that it can be freed where it is added to one that is there
             accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
     sites = [
         SiteReport("parameter", tuple(target.shape), tuple(step.agreed.label(loss) for loss in sorted(losses)))

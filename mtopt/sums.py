@@ -93,6 +93,8 @@ class SignSums:
         """The combined gradient. The sums and `uniform` are used up."""
         total, positive = self.total, self.positive
         assert total is not None
+        self.total = None
+        del self.positive
         negative = (total - positive if self.leaky or renormalize else total.sub_(positive)).clamp_max_(0)
         purity = self.scratch.take(negative)
         picked = uniform.lt_(keep_probability(positive, negative, keep, out=purity))  # 1 or 0

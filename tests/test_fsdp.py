@@ -92,29 +92,36 @@ def test_mixed_precision_stays_near_and_the_ranks_together():
                 torch.testing.assert_close(torch.tensor(together), torch.tensor(parameter), rtol=0.05, atol=0.05)
 
 
-def peaks(rank, size, n_layers=12, width=256):
+def peaks(rank, size, n_layers=32, width=128):
     """Peak memory of a step, as multiples of the parameters' whole size; the least of three steps."""
     mesh = init_device_mesh("cpu", (size,))
     found = {}
-    for site in ("plain", "activations", "layer", "parameters"):
+    for site in ("plain", "activations", "layer", "loss by loss", "parameters"):
         trunk = nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(n_layers)])
         heads = nn.ModuleList(nn.Linear(width, 1) for _ in range(4))
         for module in (*trunk, *heads):
             fully_shard(module, mesh=mesh)
         inner = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
-        transforms = [] if site in ("plain", "layer") else GradDrop()
+        transforms = GradDrop() if site in ("activations", "parameters") else []
         optimizer = MultiLossOptimizer(inner, transforms, at="parameters" if site == "parameters" else "activations")
-        step = partial(one_step, trunk, heads, MultiLossLayer(4) if site == "layer" else None, optimizer)
+        backward = loss_by_loss if site == "loss by loss" else optimizer.backward
+        step = partial(one_step, trunk, heads, MultiLossLayer(4) if site == "layer" else None, inner, backward)
         step()
         found[site] = min(peak_of(step) for _ in range(3)) / (n_layers * (width * width + width) * 4)
     return found
 
 
-def one_step(trunk, heads, share, optimizer):
+def one_step(trunk, heads, share, optimizer, backward):
     optimizer.zero_grad()
     z = trunk(torch.ones(8, trunk[0][0].in_features))
     aliases = share(z) if share else [z] * len(heads)
-    optimizer.backward([head(alias).square().mean() for head, alias in zip(heads, aliases, strict=True)])
+    backward([head(alias).square().mean() for head, alias in zip(heads, aliases, strict=True)])
+
+
+def loss_by_loss(losses):
+    """What rows at parameters ask of FSDP2 itself."""
+    for loss in losses:
+        loss.backward(retain_graph=loss is not losses[-1])
 
 
 def peak_of(run):
@@ -127,10 +134,11 @@ def peak_of(run):
 
 def test_no_rank_holds_a_whole_copy_because_of_us():
     """At parameters: two running sums and one row, each a quarter; elsewhere nothing of the parameters' size."""
-    for found in run_ranks(peaks, 4, 4):
-        assert found["activations"] - found["plain"] < 0.4
-        assert found["layer"] - found["plain"] < 0.4
-        assert found["parameters"] - found["plain"] < 1
+    of_all = run_ranks(peaks, 4, 4)
+    found = {site: sum(of_rank[site] for of_rank in of_all) / len(of_all) for site in of_all[0]}
+    assert found["activations"] - found["plain"] < 0.4
+    assert found["layer"] - found["plain"] < 0.4
+    assert found["parameters"] - found["loss by loss"] < 0.9
 
 
 def refusals(rank):
