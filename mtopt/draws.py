@@ -31,7 +31,7 @@ class Draws:
             return None  # only the global generator moves on when a CUDA graph is replayed (untested: no GPU at hand)
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
-        return self._generators[device].manual_seed(_mix(_mix(_mix(self.seed) + self.count) + rank))
+        return self._generators[device].manual_seed(_mix(_mix(self.seed) + self.count + (rank << 48)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "count": self.count}

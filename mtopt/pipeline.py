@@ -78,7 +78,7 @@ class Pipeline:
         """A combination of the rows of `losses` over several sites. `site.losses` are those that any rank may have."""
         first = self.row_transforms[0] if len(self.row_transforms) == 1 else None
         if isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
-            streams = [first.stream(replace(site, losses=losses)) for site in sites]
+            streams = [first.stream(s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
                 return Streamed([stream for stream in streams if stream is not None])
         return Held(self.row_transforms, losses, sites)
