@@ -3,6 +3,7 @@
 from .layer import MultiLossLayer
 from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .methods.graddrop import GradDrop
+from .methods.uncertainty import UncertaintyWeighting
 from .optimizer import MultiLossOptimizer
 from .rows import per_loss_gradients
 from .signs import sign_dropout, sign_purity
@@ -17,6 +18,7 @@ __all__ = [
     "RowTransform",
     "Site",
     "Transform",
+    "UncertaintyWeighting",
     "per_loss_gradients",
     "sign_dropout",
     "sign_purity",

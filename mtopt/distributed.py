@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,14 @@ class Ranks:
         with lost_rank_explained():
             dist.all_reduce(total, group=self.group)
         return total
+
+    def mean(self, values: Tensor, indices: Sequence[int], n: int) -> Tensor:
+        """The mean of each of `n` numbers over the ranks that have it, shape `(n,)`, in float64; NaN where none has."""
+        sums = torch.zeros(2, n, dtype=torch.float64, device=values.device)
+        sums[0, list(indices)] = values.to(sums)
+        sums[1, list(indices)] = 1
+        total, count = self.sum(sums)
+        return total / count
 
     def start_sum(self, tensor: Tensor) -> Any:
         """Begin to sum `tensor` in place; pass what is returned to `finish` before it is read."""

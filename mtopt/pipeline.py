@@ -57,7 +57,7 @@ class Pipeline:
         """The product of all weightings, shape `(T,)`, or `None` where there is none."""
         weights = None
         for weighting in self.weightings:
-            new = weighting.weights(losses)
+            new = _weights_unless_skipped(weighting, losses)
             weights = new if weights is None else weights * new
         return weights
 
@@ -127,3 +127,14 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return repr(self.transforms[0] if len(self.transforms) == 1 else self.transforms)
+
+
+def _weights_unless_skipped(weighting: LossWeighting, losses: Losses) -> Tensor:
+    """A loss that is not finite leaves no trace in the state, as the step will be skipped (by a GradScaler)."""
+    if not weighting.uses_values or losses.values.isfinite().all():
+        return weighting.weights(losses)
+    state = copy.deepcopy(weighting.state_dict())
+    try:
+        return weighting.weights(losses)
+    finally:
+        weighting.load_state_dict(state)

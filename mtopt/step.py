@@ -93,7 +93,7 @@ class Step:
         self.everywhere = self.agreement.reach(facts)
         self.pipeline.join(self.ranks, losses)
         present = sorted({index for facts in self.everywhere for index in facts.present})
-        self.agreed = replace(losses, indices=tuple(present), scalars=self._mean_values(present))
+        self.agreed = replace(losses, indices=tuple(present), scalars=self._mean_values(present), ranks=self.ranks)
 
     def _owned(self) -> tuple[Owned, ...]:
         """The parameters that the losses reach, each with a mask of the losses' places in the user's list."""
@@ -110,12 +110,8 @@ class Step:
         scalars = self.losses.scalars or ()
         if not self.pipeline.uses_values:
             return (scalars[0].new_zeros(()).detach(),) * len(present)
-        sums = torch.zeros(2, self.losses.n_losses, dtype=torch.float64, device=scalars[0].device)
-        for index, scalar in zip(self.losses.indices, scalars, strict=True):
-            sums[0, index] = scalar.detach().reshape(())
-            sums[1, index] = 1
-        sums = self.ranks.sum(sums)
-        means = (sums[0] / sums[1]).to(scalars[0].dtype)
+        values = torch.stack([scalar.detach().reshape(()).to(scalars[0].device) for scalar in scalars])
+        means = self.ranks.mean(values, self.losses.indices, self.losses.n_losses).to(scalars[0].dtype)
         return tuple(means[index] for index in present)
 
     def starts(self) -> list[Tensor]:

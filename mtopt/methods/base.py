@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ class Losses:
         names: Names of the whole list, where it was given as a dict.
         scalars: The losses themselves; `None` inside a `MultiLossLayer`, which sees no loss.
         scale: What a GradScaler has multiplied them by.
+        ranks: The processes over which the values are averaged.
     """
 
     indices: tuple[int, ...]
@@ -33,6 +35,7 @@ class Losses:
     names: tuple[str, ...] | None = None
     scalars: tuple[Tensor, ...] | None = None
     scale: float | None = None
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,6 +55,11 @@ class Losses:
         return self.at([self.indices.index(i) for i in indices])
 
     @property
+    def device(self) -> torch.device:
+        """Where the values are; the CPU inside a `MultiLossLayer`."""
+        return torch.device("cpu") if self.scalars is None else self.scalars[0].device
+
+    @property
     def values(self) -> Tensor:
         """Detached loss values, shape `(len(self),)`, on the first loss's device, in the widest of their dtypes.
 
@@ -63,7 +71,7 @@ class Losses:
         if self.scalars is None:
             raise RuntimeError("A MultiLossLayer sees no loss values. Give this transform to a MultiLossOptimizer.")
         dtype = reduce(torch.promote_types, (scalar.dtype for scalar in self.scalars))
-        values = torch.stack([scalar.detach().reshape(()).to(self.scalars[0].device, dtype) for scalar in self.scalars])
+        values = torch.stack([scalar.detach().reshape(()).to(self.device, dtype) for scalar in self.scalars])
         return values if self.scale is None else values.to(wide_dtype(values.dtype)) / self.scale
 
 
@@ -85,6 +93,14 @@ class Site:
     part: Part | None = None
 
 
+class State(Protocol):
+    """A part of a transform that a resumed run needs."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
 class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
     """A step between the losses and the sum of their gradients."""
 
@@ -97,15 +113,33 @@ class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
     sums_over_ranks = False
     """Whether all ranks must come to each activation site together, because it calls `site.ranks.sum` there."""
 
+    non_conflicting = False
+    """Whether the result never points against the gradient of any loss: out · g_i ≥ 0."""
+
     def check(self, losses: Losses) -> None:  # noqa: B027  (most methods take any losses)
         """Raise `ValueError` if the settings do not fit these losses; called before anything changes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as tensors and plain Python values."""
-        return {}
+        """What a resumed run needs, as tensors and plain Python values: that of all attributes with a `state_dict`."""
+        return {name: part.state_dict() for name, part in self._parts()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        parts = dict(self._parts())
+        if state_dict.keys() != parts.keys():
+            raise ValueError(f"it has {sorted(state_dict)} instead of {sorted(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(state_dict[name])
+
+    def _parts(self) -> Iterator[tuple[str, State]]:
+        return ((name, part) for name, part in vars(self).items() if hasattr(part, "state_dict"))
+
+    def __repr__(self) -> str:
+        settings = inspect.signature(type(self)).parameters.values()
+        given = [(s.name, getattr(self, s.name, s.default), s.default) for s in settings]
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})"
+        )
 
 
 class LossWeighting(Transform):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from ..draws import Draws
 from ..signs import (
     check_keep,
-    check_leak,
     check_marginalize,
     check_share,
     dims_of,
@@ -24,6 +23,7 @@ from ..signs import (
 )
 from ..sums import Keep, Scratch, SignSums, norm_ratio
 from .base import Losses, RowTransform, Site, Stream
+from .settings import Setting, by_loss, check_setting
 
 
 class GradDrop(RowTransform):
@@ -61,19 +61,13 @@ class GradDrop(RowTransform):
     def __init__(
         self,
         *,
-        leak: float | Sequence[float] | Mapping[str, float] = 0.0,
+        leak: Setting = 0.0,
         keep: Keep = 1.0,
         marginalize: int | Sequence[int] | None = None,
         renormalize: bool = False,
         seed: int | None = None,
     ) -> None:
-        self.leak: float | tuple[float, ...] | dict[str, float]
-        if isinstance(leak, Mapping):
-            self.leak = {name: check_share(value, f"leak[{name!r}]") for name, value in leak.items()}
-        elif isinstance(leak, (int, float)):
-            self.leak = check_leak(leak)[0]
-        else:
-            self.leak = check_leak(leak)
+        self.leak = check_setting(leak, "leak", check_share)
         self.keep = check_keep(keep)
         self.marginalize = check_marginalize(marginalize)
         self.renormalize = renormalize
@@ -88,23 +82,11 @@ class GradDrop(RowTransform):
         return self.marginalize is not None or self.renormalize
 
     def check(self, losses: Losses) -> None:
-        if isinstance(self.leak, dict):
-            if losses.names is None:
-                raise ValueError("`leak` is a dict by loss name, but the losses have no names. Give them as a dict.")
-            unknown = sorted(self.leak.keys() - set(losses.names))
-            if unknown:
-                raise ValueError(f"`leak` names {unknown}, but the losses are {list(losses.names)}.")
-        else:
-            check_leak(self.leak, losses.n_losses)
+        self.leaks(losses)
 
     def leaks(self, losses: Losses) -> list[float]:
         """The leak of each row."""
-        if isinstance(self.leak, dict):
-            assert losses.names is not None
-            return [self.leak.get(losses.names[i], 0.0) for i in losses.indices]
-        if isinstance(self.leak, tuple):
-            return [self.leak[i] for i in losses.indices]
-        return [self.leak] * len(losses)
+        return by_loss(self.leak, losses, "leak", 0.0)
 
     def transform(self, rows: Tensor, site: Site) -> Tensor:
         wide = widen(rows)
@@ -152,19 +134,8 @@ class GradDrop(RowTransform):
         """For draws over the rows at a site: apart from the other ranks' at an activation, the same at a parameter."""
         return self.draws.next(device, site.ranks.rank if site.part is None else 0)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.draws.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.draws.load_state_dict(state_dict)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "scratch": Scratch()}
-
-    def __repr__(self) -> str:
-        defaults = {"leak": 0.0, "keep": 1.0, "marginalize": None, "renormalize": False}
-        changed = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
-        return f"GradDrop({', '.join(changed)})"
 
 
 class _MarginalStream:
