@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
-from .sums import wide_dtype
+from .products import gramian, weighted_sum
+from .sums import solid_dtype, wide_dtype
 
 
 class Combination(Protocol):
@@ -66,97 +67,94 @@ class Held:
         # A row that is alone stays as it is. But other ranks may have more rows at an activation, and sum over all.
         sums = any(transform.sums_over_ranks for transform in transforms)
         self.together = [sums and site.ranks.size > 1 and site.part is None for site in sites]
-        self.rows: list[Tensor | None] = [None] * len(sites)  # (T, *S) each, filled from the front
+        self.rows: list[list[Tensor]] = [[] for _ in sites]
         self.positions: list[list[int]] = [[] for _ in sites]
 
     def add(self, site: int, position: int, row: Tensor) -> None:
-        rows = self.rows[site]
-        if rows is None:
-            rows = self.rows[site] = row.new_empty(len(self.losses), *row.shape)
-        rows[len(self.positions[site])] = row
+        self.rows[site].append(row)
         self.positions[site].append(position)
 
     def result(self) -> list[Tensor | None]:
-        device = next((rows.device for rows in self.rows if rows is not None), torch.device("cpu"))
+        device = next((rows[0].device for rows in self.rows if rows), torch.device("cpu"))
         with _without_autocast(device.type):
             return self._result()
 
     def _result(self) -> list[Tensor | None]:
-        several = [
-            site
-            for site, positions in enumerate(self.positions)
-            if len(positions) > 1 or (positions and self.together[site])
-        ]
-        blocks = [_Block(self._rows(site), self.losses.at(self.positions[site]), self.sites[site]) for site in several]
+        results: list[Tensor | None] = [rows[0] if len(rows) == 1 else None for rows in self.rows]
+        blocks: dict[int, _Block] = {}
+        for i, rows in enumerate(self.rows):
+            if len(rows) > 1 or (rows and self.together[i]):
+                blocks[i] = _Block(rows, self.losses.at(self.positions[i]), self.sites[i])
+        self.rows.clear()
         weights = None
         for transform in self.transforms:
-            for block in blocks:
+            for block in blocks.values():
                 block.weigh(weights)
             weights = None
             if isinstance(transform, GramianTransform):
-                weights = gramian_weights(transform, blocks) if blocks else None
-            else:
-                for block in blocks:
-                    block.transform(transform)
-        results: list[Tensor | None] = [
-            self._rows(site)[0] if len(positions) == 1 else None for site, positions in enumerate(self.positions)
-        ]
-        for site, block in zip(several, blocks, strict=True):
-            results[site] = block.sum(weights)
+                weights = gramian_weights(transform, blocks.values())
+            elif transform is not self.transforms[-1]:
+                for block in blocks.values():
+                    block.rows = list(block.transformed(transform))
+        for i in list(blocks):
+            block = blocks.pop(i)  # so that its rows can be freed
+            if weights is not None:
+                results[i] = block.sum(weights)
+            elif isinstance(transform, RowTransform):
+                results[i] = block.sum_transformed(transform)
         return results
-
-    def _rows(self, site: int) -> Tensor:
-        rows = self.rows[site]
-        assert rows is not None
-        return rows[: len(self.positions[site])]
 
 
 class _Block:
     """The rows at one site on their way through the transforms, each with its loss's place in the user's list."""
 
-    def __init__(self, rows: Tensor, losses: Losses, site: Site) -> None:
+    def __init__(self, rows: list[Tensor], losses: Losses, site: Site) -> None:
         self.rows = rows
         self.indices = list(losses.indices)
         self.site = site
-
-    def transform(self, transform: RowTransform) -> None:
-        losses = self.site.losses.only(self.indices)
-        scale = None if transform.scale_equivariant else losses.scale
-        # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
-        rows = self.rows if scale is None else self._wide() / scale
-        rows = transform.transform(rows, replace(self.site, losses=losses))
-        self.rows = rows if scale is None else (rows * scale).to(self.rows.dtype)
-
-    def gramian(self) -> Tensor:
-        flat = self._wide().flatten(1)
-        return flat @ flat.T
 
     def weigh(self, weights: Tensor | None) -> None:
         """Scale the rows by `(n_losses,)` weights, or mix them by an `(n_losses, n_losses)` matrix."""
         if weights is None:
             return
-        rows = self._wide()
-        weights = weights.to(rows)
         if weights.ndim == 1:
-            rows = rows * weights[self.indices].reshape(-1, *[1] * (rows.ndim - 1))
+            pairs = zip(self.rows, weights[self.indices].tolist(), strict=True)
+            self.rows = [(_wide(row) * weight).to(row.dtype) for row, weight in pairs]
         else:  # a mixed row may exist for a loss that has none of its own here
             mixed = list(self.site.losses.indices)
-            rows = torch.tensordot(weights[mixed][:, self.indices], rows, 1)
-            self.indices = mixed
-        self.rows = rows.to(self.rows.dtype)
+            rows = _wide(torch.stack(self.rows))
+            rows = torch.tensordot(weights[mixed][:, self.indices].to(rows), rows, 1)
+            self.rows, self.indices = list(rows.to(self.rows[0].dtype)), mixed
 
-    def sum(self, weights: Tensor | None) -> Tensor:
-        """The sum of the rows, after weights that were not yet applied: without a (T, *S) temporary."""
-        if weights is None:
-            return self.rows.sum(0, dtype=wide_dtype(self.rows.dtype)).to(self.rows.dtype)
-        column_sums = weights if weights.ndim == 1 else weights.sum(0)
-        rows = self._wide()
-        combined: Tensor = torch.tensordot(column_sums[self.indices].to(rows), rows, 1).to(self.rows.dtype)
-        return combined
+    def transformed(self, transform: RowTransform) -> Tensor:
+        rows = torch.stack(self.rows)
+        losses = self.site.losses.only(self.indices)
+        scale = None if transform.scale_equivariant else losses.scale
+        # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
+        new = transform.transform(rows if scale is None else _wide(rows) / scale, replace(self.site, losses=losses))
+        return new if scale is None else (new * scale).to(rows.dtype)
 
-    def _wide(self) -> Tensor:
-        """The rows, half ones in float32, where weights neither overflow nor are rounded."""
-        return self.rows.to(wide_dtype(self.rows.dtype))
+    def sum(self, weights: Tensor) -> Tensor:
+        """The sum of the rows, scaled or mixed: without a (T, *S) temporary."""
+        sums = weights if weights.ndim == 1 else weights.sum(0)
+        return weighted_sum(self.rows, sums[self.indices].tolist())
+
+    def sum_transformed(self, transform: RowTransform) -> Tensor:
+        """The sum of the transformed rows: without a (T, *S) temporary where the transform takes them one by one."""
+        losses = self.site.losses.only(self.indices)
+        one_by_one = len(self.rows) > 1 and (transform.scale_equivariant or losses.scale is None)
+        stream = transform.stream(replace(self.site, losses=losses)) if one_by_one else None
+        if stream is None:
+            rows = self.transformed(transform)
+            return rows.sum(0, dtype=wide_dtype(rows.dtype)).to(rows.dtype)
+        for position, row in enumerate(self.rows):
+            stream.add(position, row)
+        return stream.result()
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """Half-precision rows in float32, where weights neither overflow nor are rounded."""
+    return rows.to(wide_dtype(rows.dtype))
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -165,32 +163,42 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
-def gramian_weights(transform: GramianTransform, blocks: Sequence[_Block]) -> Tensor:
+def gramian_weights(transform: GramianTransform, blocks: Collection[_Block]) -> Tensor | None:
     """Weights by the losses' places in the user's list, from the Gramian of all blocks; 0 for a loss without rows."""
-    losses = blocks[0].site.losses
+    if not blocks:
+        return None
+    losses = next(iter(blocks)).site.losses
     n = losses.n_losses
-    like = blocks[0].rows
-    gramian = torch.zeros(n, n, dtype=wide_dtype(like.dtype), device=like.device)
-    present = torch.zeros(n, dtype=gramian.dtype, device=like.device)
+    total = torch.zeros(n + 1, n, dtype=torch.float64)  # and how often each loss is present
     by_ranks: dict[tuple[Ranks, bool], list[_Block]] = {}
     for block in blocks:
         by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
     for (ranks, examples), together in by_ranks.items():
-        part = torch.zeros(n + 1, n, dtype=gramian.dtype, device=like.device)
+        device = together[0].rows[0].device
+        part = torch.zeros(n + 1, n, dtype=solid_dtype(device), device=device)
         for block in together:
-            index = torch.tensor(block.indices, device=like.device)
-            part[index[:, None], index] += block.gramian()
+            index = torch.tensor(block.indices, device=device)
+            part[index[:, None], index] += gramian(block.rows).to(device)
             part[n, index] = 1
-        part = ranks.sum(part)
+        part = ranks.sum(part).to("cpu", torch.float64)
         # The ranks' losses are averaged: an example's row in the gradient of the mean is 1/size of the one seen here.
-        gramian += part[:n] / ranks.size**2 if examples else part[:n]
-        present += part[n]
+        part[:n] /= ranks.size**2 if examples else 1
+        total += part
+    products, present = total[:n], total[n]
     if losses.scale is not None and not transform.scale_equivariant:
-        gramian = gramian / losses.scale**2
+        products = products / losses.scale**2
     indices = present.nonzero().flatten()
     if len(indices) == 1:
         return present.sign()
-    weights = transform.weights(gramian[indices[:, None], indices], losses.only(indices.tolist()))
-    full = gramian.new_zeros(n, *[n] * (weights.ndim - 1))
-    full[indices if weights.ndim == 1 else (indices[:, None], indices)] = weights.to(full.dtype)
+    losses = losses.only(indices.tolist())
+    if not _finite(products, losses, transform):
+        return torch.full_like(present, torch.nan)  # an overflow stays visible, and leaves no trace in the state
+    weights = transform.weights(products[indices[:, None], indices], losses)
+    full = products.new_zeros(n, *[n] * (weights.ndim - 1))
+    full[indices if weights.ndim == 1 else (indices[:, None], indices)] = weights.to(full)
     return full
+
+
+def _finite(products: Tensor, losses: Losses, transform: GramianTransform) -> bool:
+    values = losses.values if transform.uses_values and losses.scalars is not None else torch.zeros(())
+    return bool(products.isfinite().all() and values.isfinite().all())

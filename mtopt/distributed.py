@@ -41,8 +41,8 @@ class Ranks:
         sums = torch.zeros(2, n, dtype=torch.float64, device=values.device)
         sums[0, list(indices)] = values.to(sums)
         sums[1, list(indices)] = 1
-        total, count = self.sum(sums)
-        return total / count
+        sums = self.sum(sums)
+        return sums[0] / sums[1]
 
     def start_sum(self, tensor: Tensor) -> Any:
         """Begin to sum `tensor` in place; pass what is returned to `finish` before it is read."""

@@ -130,3 +130,8 @@ def norm_ratio(total: Tensor, combined: Tensor, ranks: Ranks = ALONE) -> Tensor:
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def solid_dtype(device: torch.device) -> torch.dtype:
+    """The widest dtype that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64

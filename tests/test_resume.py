@@ -243,7 +243,7 @@ def too_few(state):
 
 
 def too_many(state):
-    state["mtopt"]["transforms"].append({"seed": 1, "count": 1})
+    state["mtopt"]["transforms"].append({"draws": {"seed": 1, "count": 1}})
 
 
 def another_order(state):

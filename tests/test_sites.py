@@ -105,7 +105,7 @@ def test_outputs_of_other_modules_are_decided_on_their_own(net):
     z = net.trunk(batch())
     optimizer.backward([head(z).square().mean() for head in net.heads])
     assert optimizer.explain().count("(6, 5)") == 2
-    assert optimizer.transforms[0].state_dict()["count"] == 2
+    assert optimizer.transforms[0].state_dict()["draws"]["count"] == 2
 
 
 def test_nested_sites_both_get_the_true_rows(net):

@@ -172,7 +172,7 @@ class GramianTransform(Transform):
         """Weights `(T,)`, or a mixing matrix `(T, T)` with one new row per row of it.
 
         Args:
-            gramian: $G_{ij} = g_i \\cdot g_j$ over all ranks, shape `(T, T)`, float32 or wider.
+            gramian: $G_{ij} = g_i \\cdot g_j$ over all ranks, shape `(T, T)`, finite, float64, on the CPU.
             losses: The losses of its rows.
         """
 

@@ -1,0 +1,182 @@
+"""Small convex problems over the weights of T rows, solved in float64 from their Gramian. No method."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-8
+"""Least eigenvalue of the Gramian of rows of length 1: what it is raised to where rows are linearly dependent.
+
+A Gramian of float32 rows is known to about 1e-7. A lower floor would let weights of 1e4 and more cancel each other.
+"""
+
+ROUNDS = 500
+"""A bound against endless loops by rounding; some 5 to 20 are usual."""
+
+
+def min_norm(gramian: Tensor) -> Tensor:
+    r"""The shortest vector in the convex hull of the rows: $\arg\min_w w^T G w$ over $w \ge 0$, $\sum_i w_i = 1$.
+
+    Up to its length it is $\arg\min_{v \ge 0} ½ v^T G v - \sum_i v_i$.
+    """
+    zero = gramian.diagonal() == 0
+    if zero.any():
+        return zero / zero.sum(dtype=gramian.dtype)
+    cosines, norms = unit_rows(gramian)
+    weights = nonnegative_qp(cosines, norms.min() / norms) / norms
+    return weights / weights.sum()
+
+
+def dual_cone_projection(gramian: Tensor, weights: Tensor) -> Tensor:
+    r"""Weights of the vector nearest to $\sum_i w_i g_i$ that conflicts with no row: $\arg\min_{v \ge w} v^T G v$.
+
+    Args:
+        gramian: Positive definite, shape `(T, T)`.
+        weights: Shape `(T,)`, or `(B, T)` for several vectors.
+
+    Source:
+        Proposition 1 of Quinton, Rey 2024, [arXiv:2406.16232](https://arxiv.org/abs/2406.16232).
+    """
+    return weights + nonnegative_qp(gramian, -(weights @ gramian))
+
+
+def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
+    r"""$\arg\min_{v \ge 0} ½ v^T H v - b^T v$, by block principal pivoting.
+
+    Args:
+        matrix: $H$, positive definite, shape `(T, T)`.
+        linear: $b$, shape `(T,)`, or `(B, T)` for several problems with the same $H$.
+
+    Source:
+        Júdice, Pires 1994; Algorithm 2 of Kim, Park 2011, SIAM J. Sci. Comput. 33(6).
+    """
+    linears = linear.reshape(-1, linear.shape[-1])
+    solutions = torch.zeros_like(linears)
+    problem = torch.arange(len(linears))
+    free = linears > 0
+    fewest = torch.full_like(problem, len(matrix) + 1)
+    patience = torch.full_like(problem, 3)
+    for _ in range(ROUNDS):
+        b = linears[problem]
+        v = _solve_free(matrix, b, free)
+        slope = v @ matrix - b
+        rounding = 1e-12 * torch.maximum(v.abs().amax(1), b.abs().amax(1))[:, None]
+        wrong = torch.where(free, v, slope) < -rounding
+        solutions[problem] = v
+        count = wrong.sum(1)
+        going = count > 0
+        if not going.any():
+            break
+        better = count < fewest
+        fewest = torch.where(better, count, fewest)
+        patience = torch.where(better, 3, patience - 1)
+        # All wrong ones change sides; the last of them alone where that has not helped for a while, so that it ends.
+        last = wrong & (wrong.flip(1).cumsum(1).flip(1) == 1)
+        free = free ^ torch.where((patience < 0)[:, None], last, wrong)
+        problem, free, fewest, patience = problem[going], free[going], fewest[going], patience[going]
+    return solutions.clamp_min(0).reshape(linear.shape)
+
+
+def _solve_free(matrix: Tensor, linears: Tensor, free: Tensor) -> Tensor:
+    """The solutions of H v = b in the free coordinates, 0 in the others; one for each row of `free`."""
+    both = free[:, :, None] & free[:, None, :]
+    systems = torch.where(both, matrix, torch.eye(len(matrix), dtype=matrix.dtype))
+    solutions: Tensor = torch.linalg.solve(systems, torch.where(free, linears, 0.0))
+    return solutions
+
+
+def conflict_averse(gramian: Tensor, radius: float) -> Tensor:
+    r"""Weights of the $d$ with the largest $\min_i g_i \cdot d$ in a ball around the mean row $g_0$.
+
+    Its radius is `radius` times $\|g_0\|$. There $d = g_0 + \sum_i v_i g_i$, where $v \ge 0$ minimizes
+    $½ v^T G v - (t 1 - G m)^T v$ for the level $t = \min_i g_i \cdot d$ that puts $d$ on the sphere; $m_i = 1 / T$.
+    Between two changes of its support, $v$ is linear in $t$: each round takes the $t$ that is right for its support.
+
+    Source:
+        Eq. (1) of Liu et al. 2021, [arXiv:2110.14048](https://arxiv.org/abs/2110.14048).
+    """
+    mean = torch.full_like(gramian.diagonal(), 1 / len(gramian))
+    here = gramian.diagonal() > 0
+    square = radius**2 * float(mean @ gramian @ mean)
+    if square <= 0 or not here.any():
+        return mean
+    cosines, norms = unit_rows(gramian[here][:, here])
+    slopes = (gramian @ mean)[here]
+    low = float(slopes.min())
+    high = math.inf if here.all() else 0.0  # no vector has a product other than 0 with a row of zeros
+    level = min(high, low + math.sqrt(square) * float(norms.max()))
+    support: Tensor | None = None  # for which the level is right
+    for _ in range(ROUNDS):
+        v = nonnegative_qp(cosines, (level - slopes) / norms)
+        reached = float(v @ cosines @ v)
+        if (level == high and reached < square) or (support is not None and torch.equal(v > 0, support)):
+            break
+        low, high = (level, high) if reached < square else (low, level)
+        level, support = _level_on_sphere(cosines, slopes / norms, norms, v > 0, square), v > 0
+        if not low < level < high:
+            level, support = (low + high) / 2, None
+            if abs(reached - square) <= 1e-9 * square or high - low <= 1e-12 * abs(level):
+                break
+    weights = mean.clone()
+    weights[here] += v / norms
+    return weights
+
+
+def _level_on_sphere(cosines: Tensor, slopes: Tensor, norms: Tensor, support: Tensor, square: float) -> float:
+    """The level t at which v(t), linear on a support, has the squared length `square`; NaN if there is none."""
+    up, off = _solve_free(cosines, torch.stack([1 / norms, slopes]), support.expand(2, -1))  # v = t up - off
+    a, b, c = float(up @ cosines @ up), float(up @ cosines @ off), float(off @ cosines @ off) - square
+    return (b + math.sqrt(b * b - a * c)) / a if a > 0 and b * b >= a * c else math.nan
+
+
+def fair_weights(gramian: Tensor, power: float) -> Tensor:
+    r"""The $w > 0$ with $(G w)_i = w_i^{-p}$; 0 for a row of zeros.
+
+    In units where every row has length 1 it is the least point of a convex function, found by damped Newton steps.
+
+    Source:
+        $p = 1$: claim 3.1 of Navon et al. 2022, [arXiv:2202.01017](https://arxiv.org/abs/2202.01017); $p = 1 / \alpha$:
+        eq. (6) of Ban, Ji 2024, [arXiv:2402.15638](https://arxiv.org/abs/2402.15638).
+    """
+    weights = torch.zeros_like(gramian.diagonal())
+    here = gramian.diagonal() > 0
+    if not here.any():
+        return weights
+    cosines, norms = unit_rows(gramian[here][:, here])
+    scale = norms ** (power - 1)
+    u = scale ** (1 / (1 + power))  # exact where the rows are orthogonal
+    for _ in range(ROUNDS):
+        pull = scale * u**-power
+        curvature = cosines + torch.diag(power * pull / u)
+        step = torch.linalg.solve(curvature, pull - cosines @ u)
+        longest = float((step / u).abs().max())
+        u = u + step / (1 + longest) if longest > 0.1 else u + step
+        if longest < 1e-7:  # the next step would be the square of this
+            break
+    weights[here] = u / norms
+    return weights
+
+
+def equal_cosines(gramian: Tensor) -> Tensor:
+    r"""Weights $u$ of the rows at length 1 in a vector whose product with each of these is 1; 0 for a row of zeros.
+
+    $u = C^+ 1$ with the cosines $C$: the least squares, where rows are linearly dependent.
+    """
+    weights = torch.zeros_like(gramian.diagonal())
+    here = gramian.diagonal() > 0
+    norms = gramian.diagonal()[here].sqrt()
+    cosines = gramian[here][:, here] / norms / norms[:, None]
+    weights[here] = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
+    return weights
+
+
+def unit_rows(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gramian of the rows at length 1, with no eigenvalue below `FLOOR`; and their lengths. No row is zero."""
+    norms = gramian.diagonal().sqrt()
+    values, vectors = torch.linalg.eigh(gramian / norms / norms[:, None])
+    if values[0] < FLOOR:
+        return (vectors * values.clamp_min(FLOOR)) @ vectors.T, norms
+    return gramian / norms / norms[:, None], norms
