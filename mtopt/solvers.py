@@ -34,13 +34,18 @@ def dual_cone_projection(gramian: Tensor, weights: Tensor) -> Tensor:
     r"""Weights of the vector nearest to $\sum_i w_i g_i$ that conflicts with no row: $\arg\min_{v \ge w} v^T G v$.
 
     Args:
-        gramian: Positive definite, shape `(T, T)`.
-        weights: Shape `(T,)`, or `(B, T)` for several vectors.
+        gramian: Shape `(T, T)`.
+        weights: $w \ge 0$, shape `(T,)`, or `(B, T)` for several vectors. It is kept for a row of zeros.
 
     Source:
         Proposition 1 of Quinton, Rey 2024, [arXiv:2406.16232](https://arxiv.org/abs/2406.16232).
     """
-    return weights + nonnegative_qp(gramian, -(weights @ gramian))
+    projected = weights.clone()
+    here = gramian.diagonal() > 0
+    if here.any():
+        cosines, norms = unit_rows(gramian[here][:, here])
+        projected[..., here] += nonnegative_qp(cosines, -(weights[..., here] * norms @ cosines)) / norms
+    return projected
 
 
 def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ def conflict_averse(gramian: Tensor, radius: float) -> Tensor:
     Between two changes of its support, $v$ is linear in $t$: each round takes the $t$ that is right for its support.
 
     Source:
-        Eq. (1) of Liu et al. 2021, [arXiv:2110.14048](https://arxiv.org/abs/2110.14048).
+        Algorithm 1 of Liu et al. 2021, [arXiv:2110.14048](https://arxiv.org/abs/2110.14048).
     """
     mean = torch.full_like(gramian.diagonal(), 1 / len(gramian))
     here = gramian.diagonal() > 0
@@ -139,7 +144,7 @@ def fair_weights(gramian: Tensor, power: float) -> Tensor:
 
     Source:
         $p = 1$: claim 3.1 of Navon et al. 2022, [arXiv:2202.01017](https://arxiv.org/abs/2202.01017); $p = 1 / \alpha$:
-        eq. (6) of Ban, Ji 2024, [arXiv:2402.15638](https://arxiv.org/abs/2402.15638).
+        eq. (4) of Ban, Ji 2024, [arXiv:2402.15638](https://arxiv.org/abs/2402.15638).
     """
     weights = torch.zeros_like(gramian.diagonal())
     here = gramian.diagonal() > 0
@@ -153,7 +158,7 @@ def fair_weights(gramian: Tensor, power: float) -> Tensor:
         curvature = cosines + torch.diag(power * pull / u)
         step = torch.linalg.solve(curvature, pull - cosines @ u)
         longest = float((step / u).abs().max())
-        u = u + step / (1 + longest) if longest > 0.1 else u + step
+        u = torch.maximum(u + step / (1 + longest if longest > 0.1 else 1), u / 10)
         if longest < 1e-7:  # the next step would be the square of this
             break
     weights[here] = u / norms

@@ -37,11 +37,7 @@ class PerLoss:
     def _on_device(self, losses: Losses) -> Tensor:
         if len(self.numbers) == 0:
             self.numbers = torch.full((losses.n_losses,), self.start, dtype=torch.float64)
-        if len(self.numbers) != losses.n_losses:
-            raise ValueError(
-                f"`losses` has {losses.n_losses} entries, but {len(self.numbers)} in the steps before. Give None for a "
-                f"loss that is absent."
-            )
+        _check_number(losses, len(self.numbers))
         self.numbers = self.numbers.to(losses.device)
         return self.numbers
 
@@ -50,6 +46,44 @@ class PerLoss:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.numbers = torch.tensor(state_dict["numbers"], dtype=torch.float64)
+
+
+class PerPair:
+    """One number for each pair of losses, 0 at first."""
+
+    def __init__(self) -> None:
+        self.numbers = torch.zeros(0, 0, dtype=torch.float64)
+
+    def of(self, losses: Losses) -> Tensor:
+        """The numbers of the losses present, shape `(T, T)`, float64, on the CPU.
+
+        Raises:
+            ValueError: If there were more or fewer losses before.
+        """
+        if len(self.numbers) == 0:
+            self.numbers = torch.zeros(losses.n_losses, losses.n_losses, dtype=torch.float64)
+        _check_number(losses, len(self.numbers))
+        return self.numbers[losses.indices, :][:, losses.indices]
+
+    def keep(self, losses: Losses, numbers: Tensor) -> None:
+        """Replace the numbers of the losses present."""
+        index = torch.tensor(losses.indices)
+        self.numbers[index[:, None], index] = numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"numbers": self.numbers.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rows = state_dict["numbers"]
+        self.numbers = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows))
+
+
+def _check_number(losses: Losses, before: int) -> None:
+    if before != losses.n_losses:
+        raise ValueError(
+            f"`losses` has {losses.n_losses} entries, but {before} in the steps before. Give None for a loss that is "
+            f"absent."
+        )
 
 
 class Trained:

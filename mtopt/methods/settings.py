@@ -80,3 +80,13 @@ def check_one_of(value: str, label: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"`{label}` must be one of {', '.join(map(repr, choices))}, but it is {value!r}.")
     return value
+
+
+def check_values_positive(losses: Losses, method: str) -> None:
+    """Refuse losses whose values a method cannot take."""
+    for position, value in enumerate(losses.values.tolist()):
+        if value <= 0:
+            raise ValueError(
+                f"`losses[{losses.label(position)}]` is {value:g}, but {method} needs losses above 0. Add a constant "
+                f"to it, or leave it out of this step."
+            )

@@ -14,8 +14,8 @@ class UncertaintyWeighting(LossWeighting):
 
     $$L = \sum_i ½ e^{-s_i} L_i + ½ s_i, \qquad w_i = ½ e^{-s_i}$$
 
-    The $s_i = \log \sigma_i^2$ take one step of Adam in each step, after their weights were used. They are no parameters
-    of the model's optimizer, so that its weight decay does not pull them to 0.
+    The $s_i = \log \sigma_i^2$ take one step of Adam in each step, after their weights were used. They are no
+    parameters of the model's optimizer, so that its weight decay does not pull them to 0.
 
     Args:
         lr: Step size of the $s_i$.
