@@ -8,10 +8,10 @@ from functools import reduce
 from time import perf_counter
 
 import torch
-from models import Problem, make_problem
+from models import Problem
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torchjd.aggregation import GradDrop
+from torchjd.aggregation import Aggregator, GradDrop
 from torchjd.autojac import backward as torchjd_backward
 from torchjd.autojac import jac_to_grad, mtl_backward
 
@@ -78,7 +78,7 @@ class TrunkBackward(Cell):
     """The yardstick for rows at parameters: the backward of the trunk alone, from a given gradient."""
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(problem, _sgd(problem), _no_backward)
+        super().__init__(problem, sgd(problem), _no_backward)
         with torch.no_grad():
             self.gradient = torch.randn_like(problem.trunk(problem.inputs))
 
@@ -91,12 +91,8 @@ class TrunkBackward(Cell):
         return Sample(seconds, seconds)
 
 
-def make_cell(model: str, n_losses: int, method: str) -> Cell:
-    """A method on a problem of its own, made alike for all methods."""
-    return METHODS[method](make_problem(model, n_losses))
-
-
-def _sgd(problem: Problem) -> SGD:
+def sgd(problem: Problem) -> SGD:
+    """The inner optimizer of every cell."""
     return SGD(problem.parameters(), lr=1e-3)
 
 
@@ -109,7 +105,7 @@ def _sum_backward(features: Tensor, losses: list[Tensor]) -> None:
 
 
 def _plain(problem: Problem) -> Cell:
-    return Cell(problem, _sgd(problem), _sum_backward)
+    return Cell(problem, sgd(problem), _sum_backward)
 
 
 def _layer(problem: Problem) -> Cell:
@@ -118,36 +114,34 @@ def _layer(problem: Problem) -> Cell:
 
 
 def _activations(problem: Problem) -> Cell:
-    return _wrapped(problem, MultiLossOptimizer(_sgd(problem)))
+    return wrapped(problem, MultiLossOptimizer(sgd(problem)))
 
 
 def _module(problem: Problem) -> Cell:
-    return _wrapped(problem, MultiLossOptimizer(_sgd(problem), at=problem.trunk))
+    return wrapped(problem, MultiLossOptimizer(sgd(problem), at=problem.trunk))
 
 
 def _parameters(chunk_size: int | None) -> Callable[[Problem], Cell]:
     def make(problem: Problem) -> Cell:
-        return _wrapped(problem, MultiLossOptimizer(_sgd(problem), at="parameters", chunk_size=chunk_size))
+        return wrapped(problem, MultiLossOptimizer(sgd(problem), at="parameters", chunk_size=chunk_size))
 
     return make
 
 
-def _wrapped(problem: Problem, optimizer: MultiLossOptimizer) -> Cell:
+def wrapped(problem: Problem, optimizer: MultiLossOptimizer) -> Cell:
+    """A step of ours."""
     return Cell(problem, optimizer, lambda features, losses: optimizer.backward(losses))
 
 
-def _torchjd_mtl(chunk_size: int | None) -> Callable[[Problem], Cell]:
-    def make(problem: Problem) -> Cell:
-        aggregator = GradDrop()
-        shared = list(problem.trunk.parameters())
+def torchjd_mtl(problem: Problem, aggregator: Aggregator, chunk_size: int | None = None) -> Cell:
+    """TorchJD's way for losses that share features: it is told these, and the shared parameters."""
+    shared = list(problem.trunk.parameters())
 
-        def backward(features: Tensor, losses: list[Tensor]) -> None:
-            mtl_backward(losses, features=features, parallel_chunk_size=chunk_size)
-            jac_to_grad(shared, aggregator)
+    def backward(features: Tensor, losses: list[Tensor]) -> None:
+        mtl_backward(losses, features=features, parallel_chunk_size=chunk_size)
+        jac_to_grad(shared, aggregator)
 
-        return Cell(problem, _sgd(problem), backward)
-
-    return make
+    return Cell(problem, sgd(problem), backward)
 
 
 def _torchjd(chunk_size: int | None) -> Callable[[Problem], Cell]:
@@ -159,7 +153,7 @@ def _torchjd(chunk_size: int | None) -> Callable[[Problem], Cell]:
             torchjd_backward(losses, parallel_chunk_size=chunk_size)
             jac_to_grad(parameters, aggregator)
 
-        return Cell(problem, _sgd(problem), backward)
+        return Cell(problem, sgd(problem), backward)
 
     return make
 
@@ -173,8 +167,8 @@ METHODS: dict[str, Callable[[Problem], Cell]] = {
     PARAMETERS: _parameters(None),
     VMAP: _parameters(4),
     LOOP: _parameters(1),
-    MTL: _torchjd_mtl(None),
-    MTL_LOOP: _torchjd_mtl(1),
+    MTL: lambda problem: torchjd_mtl(problem, GradDrop()),
+    MTL_LOOP: lambda problem: torchjd_mtl(problem, GradDrop(), 1),
     JD: _torchjd(None),
     JD_LOOP: _torchjd(1),
     TRUNK: TrunkBackward,

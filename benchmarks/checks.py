@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cells import ACTIVATIONS, JD, JD_LOOP, LAYER, LOOP, MODULE, MTL, MTL_LOOP, PARAMETERS, PLAIN, TRUNK, VMAP
 from measure import SIGN_DROPOUT, STREAMED, TORCHJD, Series, quartiles
 from memory import Key, Peak
+from methods import COMBINED, FROM_GRAMIAN, TRAFFIC
 
 Pair = tuple[str, int]  # model, number of losses
 
@@ -23,6 +24,9 @@ class Results:
     time: dict[Pair, dict[str, Series]] = field(default_factory=dict)
     memory: dict[Key, Peak] = field(default_factory=dict)
     combination: dict[str, Series] = field(default_factory=dict)
+    methods: dict[Pair, dict[str, Series]] = field(default_factory=dict)
+    transforms: dict[int, dict[str, Series]] = field(default_factory=dict)  # alone, by the number of losses
+    traffic: dict[str, Series] = field(default_factory=dict)
 
     def series(self, pair: Pair, method: str) -> Series | None:
         """A cell's samples, if there are any."""
@@ -63,6 +67,7 @@ def checks(results: Results) -> list[Check]:
         *_memory(results),
         *_combination(results),
         *_toy(results),
+        *_methods(results),
     ]
 
 
@@ -139,6 +144,34 @@ def _toy(results: Results) -> Iterator[Check]:
             measured = _ratio(results, (model, n_losses), method, PLAIN)
             if measured is not None:
                 yield Check("step / plain step", _where(model, n_losses, method), measured, 2.0)
+
+
+def _methods(results: Results) -> Iterator[Check]:
+    for (model, n_losses), cells in results.methods.items():
+        for name, series in cells.items():
+            method, _, form = name.partition(" ")
+            if form == ACTIVATIONS and (ratios := series.ratios(cells[PLAIN])):
+                yield Check("step / plain step", _where(model, n_losses, name), quartiles(ratios)[1], 1.15)
+            peer = cells.get(f"{method} {MTL}")
+            if form == PARAMETERS and peer is not None and (ratios := series.ratios(peer)):
+                yield Check("step / TorchJD's, same method", _where(model, n_losses, name), quartiles(ratios)[1], 0.8)
+    for n_losses, cells in results.transforms.items():
+        for method, series in cells.items():
+            if series.samples:
+                limit = 1.0 if n_losses <= 8 else 10.0
+                milliseconds = 1e3 * quartiles(series.steps())[1]
+                yield Check("transform alone, ms", f"T = {n_losses}, {method}", milliseconds, limit)
+    for (model, n_losses, name), peak in results.memory.items():
+        extra = results.above_plain((model, n_losses, name))
+        if name.partition(" ")[0] in FROM_GRAMIAN and name.endswith(PARAMETERS) and extra is not None:
+            rows = n_losses * peak.shared
+            theirs = results.above_plain((model, n_losses, f"{name.partition(' ')[0]} {MTL}"))
+            note = "" if theirs is None else f"TorchJD: {theirs / rows:.2f}"
+            where = _where(model, n_losses, name)
+            yield Check("extra memory / (T × shared parameters)", where, extra / rows, 1.2, note)
+    ours, traffic = results.traffic.get(COMBINED), results.traffic.get(TRAFFIC)
+    if ours is not None and traffic is not None and (ratios := ours.ratios(traffic)):
+        yield Check("combination / its memory traffic", COMBINED, quartiles(ratios)[1], 1.5)
 
 
 def _ratio(results: Results, pair: Pair, method: str, other: str) -> float | None:

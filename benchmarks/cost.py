@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cells import AGAIN, METHODS, PLAIN, TRUNK, make_cell
+from cells import ACTIVATIONS, AGAIN, METHODS, PARAMETERS, PLAIN, TRUNK
 from checks import Results
-from measure import Advance, combination_cells, interleave, several
-from memory import measure_peaks
+from measure import Advance, Run, combination_cells, interleave, several
+from memory import Key, measure_peaks
+from methods import FROM_GRAMIAN, TORCHJD, gramian_cells, make_cell, names, transform_alone
 from models import MODELS
 from report import as_json, show
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 TOY_STEPS = 100  # in one sample
+ALONE = 5  # transforms in one sample
 N_ROWS = 8  # in the bare combination
 WIDE = 160  # columns, where the tables go to a file
 
@@ -43,7 +45,7 @@ def main() -> None:
         with Progress(
             *columns, console=console, transient=True, auto_refresh=False
         ) as progress:  # no thread beside ours
-            for part in ("time", "memory", "combination"):
+            for part in PARTS:
                 if args.only in (None, part):
                     PARTS[part](args, results, progress)
         complete = True
@@ -81,10 +83,13 @@ def run_memory(args: argparse.Namespace, results: Results, progress: Progress) -
     models = [model for model in args.models if model != "toy"]
     methods = [method for method in args.methods if method not in (TRUNK, AGAIN)]
     keys = [(model, n_losses, method) for model in models for n_losses in args.losses for method in methods]
-    advance = _bar(progress, "memory", len(keys))
+    _peaks(keys, results, args.threads, _bar(progress, "memory", len(keys)))
+
+
+def _peaks(keys: list[Key], results: Results, workers: int, advance: Advance) -> None:
     found = {}
     try:
-        for key, peak in measure_peaks(keys, workers=args.threads):
+        for key, peak in measure_peaks(keys, workers=workers):
             found[key] = peak
             _advance_at(advance, *key)
     finally:
@@ -105,7 +110,39 @@ def run_combination(args: argparse.Namespace, results: Results, progress: Progre
     )
 
 
-PARTS = {"time": run_time, "memory": run_memory, "combination": run_combination}
+def run_methods(args: argparse.Namespace, results: Results, progress: Progress) -> None:
+    """The methods of the papers on the MLP: their steps, their transforms alone, their memory."""
+    numbers = [n_losses for n_losses in args.losses if n_losses > 2]
+    for n_losses in numbers:
+        forms = (ACTIVATIONS, PARAMETERS, TORCHJD) if n_losses <= 8 else (PARAMETERS, TORCHJD)
+        cells = [PLAIN, AGAIN, *(name for form in forms for name in names(form))]
+        steps: dict[str, Run] = {name: make_cell("mlp", n_losses, name).step for name in cells}
+        alone = {method: several(transform_alone(method, n_losses), ALONE) for method in FROM_GRAMIAN}
+        for into, runs, always in (
+            (results.methods.setdefault(("mlp", n_losses), {}), steps, PLAIN),
+            (results.transforms.setdefault(n_losses, {}), alone, None),
+        ):
+            advance = _bar(progress, f"methods, T = {n_losses}", len(runs) * (args.repeats + 1))
+            order = random.Random(args.seed)
+            interleave(
+                runs, into, repeats=args.repeats, budget=args.budget, always=always, order=order, advance=advance
+            )
+    advance = _bar(progress, "MGDA of rows that are there", 2 * (args.repeats + 1))
+    interleave(
+        gramian_cells(N_ROWS, args.row_size),
+        results.traffic,
+        repeats=args.repeats,
+        budget=args.budget,
+        always=None,
+        order=random.Random(args.seed),
+        advance=advance,
+    )
+    own = [f"{method} {PARAMETERS}" for method in FROM_GRAMIAN]
+    keys = [("mlp", n_losses, name) for n_losses in numbers for name in (PLAIN, *own, *names(TORCHJD))]
+    _peaks(keys, results, args.threads, _bar(progress, "memory of methods", len(keys)))
+
+
+PARTS = {"time": run_time, "memory": run_memory, "combination": run_combination, "methods": run_methods}
 
 
 def _bar(progress: Progress, part: str, total: int) -> Advance:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from cells import make_cell
+from methods import make_cell
 from torch.autograd.profiler import profile
 
 Key = tuple[str, int, str]  # model, number of losses, method

@@ -25,6 +25,12 @@ def show(results: Results, console: Console) -> None:
     """Print everything that was measured, and the check list."""
     for (model, n_losses), cells in results.time.items():
         console.print(_time_table(f"{model}, T = {n_losses}", cells, results.best_peer((model, n_losses))))
+    for (model, n_losses), cells in results.methods.items():
+        console.print(_time_table(f"{model}, T = {n_losses}, methods of the papers", cells, None))
+    for n_losses, cells in results.transforms.items():
+        console.print(_short_table(f"transforms alone, T = {n_losses}: ms", cells))
+    if results.traffic:
+        console.print(_short_table("rows that are there: ms", results.traffic))
     for model, n_losses in dict.fromkeys(key[:2] for key in results.memory):
         console.print(_memory_table(results, model, n_losses))
     if any(series.samples for series in results.combination.values()):
@@ -70,6 +76,21 @@ def as_json(results: Results, settings: dict[str, Any], *, complete: bool) -> di
             {"method": method, **_summary(series, results.combination.get(TORCHJD))}
             for method, series in results.combination.items()
             if series.samples
+        ],
+        "methods": [
+            {"model": model, "losses": n_losses, "method": name, **_summary(series, cells.get(PLAIN))}
+            for (model, n_losses), cells in results.methods.items()
+            for name, series in cells.items()
+            if series.samples
+        ],
+        "transforms": [
+            {"losses": n_losses, "method": name, **_summary(series, None)}
+            for n_losses, cells in results.transforms.items()
+            for name, series in cells.items()
+            if series.samples
+        ],
+        "traffic": [
+            {"method": name, **_summary(series, None)} for name, series in results.traffic.items() if series.samples
         ],
         "checks": [{**asdict(check), "passed": check.passed} for check in checks(results)],
     }
@@ -137,6 +158,15 @@ def _combination_table(cells: dict[str, Series]) -> Table:
                 *_ratio_columns(series, cells.get(TORCHJD)),
                 _ratio_columns(series, cells.get(READ))[0],
             )
+    return table
+
+
+def _short_table(title: str, cells: dict[str, Series]) -> Table:
+    table = Table("", "rounds", "median", "quartiles", title=title, title_justify="left")
+    for name, series in cells.items():
+        if series.samples:
+            low, middle, high = (1e3 * x for x in quartiles(series.steps()))
+            table.add_row(name, str(len(series.samples)), f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
     return table
 
 

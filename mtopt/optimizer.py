@@ -115,11 +115,11 @@ class MultiLossOptimizer(Optimizer):
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
         with Agreement(ranks) as agreement:
             present, roots = read_losses(losses)
-            self.pipeline.check(present)
             graph = LossGraph(roots)
             graph.check_alive()
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
+            self.pipeline.check(present)
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             step = Step(present, graph, self.pipeline, retain_graph, parameters, agreement)
             if not self.pipeline.row_transforms or (len(present) == 1 and ranks.size == 1):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .sums import solid_dtype, wide_dtype
 
-PART = 2**20
+PART = 2**21
+SLICES = 16
 
 
 def gramian(rows: Sequence[Tensor]) -> Tensor:
@@ -18,13 +19,21 @@ def gramian(rows: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(len(rows), len(rows), dtype=solid_dtype(device), device=device)
     flat = [row.reshape(-1) for row in rows]
     length, size = len(flat[0]), max(1, _part_size(device, len(flat[0])) // len(rows))
-    scratch = torch.empty(len(rows), min(size, length), dtype=wide_dtype(rows[0].dtype), device=device)
+    scratch = torch.empty(len(rows), _padded(min(size, length)), dtype=wide_dtype(rows[0].dtype), device=device)
     for start in range(0, length, size):
-        part = scratch[:, : length - start]
+        used = min(size, length - start)
+        part = scratch[:, : _padded(used)]
+        part[:, used:] = 0
         for into, row in zip(part, flat, strict=True):
-            into.copy_(row[start : start + size])
-        total += part @ part.T
+            into[:used] = row[start : start + size]
+        # Slices side by side: all cores work on a batch of products, but only one on a single small product.
+        slices = part.view(len(rows), SLICES, -1).movedim(1, 0)
+        total += torch.bmm(slices, slices.mT).sum(0)
     return total
+
+
+def _padded(length: int) -> int:
+    return -(-length // SLICES) * SLICES
 
 
 def weighted_sum(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import accumulate
 import pytest
 import torch
 from ranks import run_ranks
-from test_ranks import METHODS, N_LOSSES, N_STEPS, Net, assert_equal, attempt, batch, losses_of
+from test_ranks import METHODS, N_LOSSES, N_STEPS, OF_PAPERS, Net, assert_equal, attempt, batch, losses_of
 from test_ranks import train as train_alone
 from torch import nn
 from torch.autograd.profiler import profile
@@ -28,7 +28,7 @@ CASES = {
 
 
 def train(method, size, rank, *, groups=True, n_steps=N_STEPS, dtype=torch.float64, mesh=None, **settings):
-    at, transforms, kind = METHODS[method]
+    at, transforms, kind = {**METHODS, **OF_PAPERS}[method]
     torch.manual_seed(0)
     net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None).to(dtype)
     mesh = init_device_mesh("cpu", (size,)) if mesh is None else mesh
@@ -62,6 +62,16 @@ def test_n_ranks_are_one_process_on_all_batches(trained, name):
         assert_equal([result[name, case] for result in trained], train_alone(name))
 
 
+def train_of_papers(rank):
+    told = ("DWA", "FAMO", "STCH")  # these want to be told of the end of a step or an epoch
+    return {name: attempt(train, name, 2, rank, n_steps=5) for name in OF_PAPERS if not name.startswith(told)}
+
+
+def test_every_method_gives_on_two_ranks_what_it_gives_in_one_process():
+    for name in (results := run_ranks(train_of_papers, 2))[0]:
+        assert_equal([result[name] for result in results], train_alone(name, n_steps=5))
+
+
 def train_on_a_grid(rank):
     """Two replicas, each split in two (HSDP)."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
@@ -73,7 +83,7 @@ def train_on_a_grid(rank):
 
 def test_replicas_of_shards_are_one_process_too():
     for name in (results := run_ranks(train_on_a_grid, 4))[0]:
-        assert_equal([result[name] for result in results], train_alone(name))
+        assert_equal([result[name] for result in results], train_alone(name, n_steps=5))
 
 
 def train_mixed(rank):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import methods
 import pytest
 import torch
 from ranks import run_ranks
@@ -99,6 +100,13 @@ METHODS = {
     "parameters, all kinds": ("parameters", lambda: [ByLoss(), Decorrelate(), GradDrop(seed=1)], "shared"),
     "plain sum": ("activations", list, "shared"),
 }
+OF_PAPERS = {
+    f"{name}, {at}": (at, make, "shared")
+    for at in ("activations", "parameters", "layer")
+    for name, make in methods.METHODS.items()
+    if at != "layer" or (name in methods.GRAMIAN and not make().uses_values)
+    if (name, at) != ("GradDrop", "activations")  # each rank draws for its own examples
+}
 WRAPPERS = {
     "plain": {},
     "static_graph": {"static_graph": True},
@@ -119,7 +127,7 @@ def train(
     no_sync=False,
     wrapper=None,
 ):
-    at, transforms, kind = METHODS[method]
+    at, transforms, kind = {**METHODS, **OF_PAPERS}[method]
     torch.manual_seed(0)
     net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None, inside)
     model = torch.compile(net, backend="aot_eager") if compiled == "inside" else net
@@ -137,6 +145,9 @@ def train(
                 outputs = model(x, y, kind)
                 optimizer.backward(outputs if inside else losses_of(outputs, y))
         optimizer.step()
+        if step % 2 and method in OF_PAPERS:
+            with torch.no_grad():
+                methods.after_step(optimizer.transforms, losses_of(net(x, y), y))
     return [p.tolist() for p in net.parameters()]
 
 
@@ -179,6 +190,15 @@ def assert_equal(results, alone):
     assert isinstance(results[0], list), results[0]
     for together, parameter in zip(results[0], alone, strict=True):
         torch.testing.assert_close(torch.tensor(together), torch.tensor(parameter), rtol=1e-6, atol=1e-9)
+
+
+def train_of_papers(rank, size):
+    return {name: attempt(train, name, rank, size, n_steps=5) for name in OF_PAPERS}
+
+
+def test_every_method_gives_on_two_ranks_what_it_gives_in_one_process():
+    for name in (results := run_ranks(train_of_papers, 2, 2))[0]:
+        assert_equal([result[name] for result in results], train(name, n_steps=5))
 
 
 def train_compiled(rank):

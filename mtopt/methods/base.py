@@ -56,12 +56,13 @@ class Losses:
 
     @property
     def device(self) -> torch.device:
-        """Where the values are; the CPU inside a `MultiLossLayer`."""
-        return torch.device("cpu") if self.scalars is None else self.scalars[0].device
+        """Where the values are: with the first loss, or on the CPU where that is on MPS, which has no float64."""
+        device = torch.device("cpu") if self.scalars is None else self.scalars[0].device
+        return torch.device("cpu") if device.type == "mps" else device
 
     @property
     def values(self) -> Tensor:
-        """Detached loss values, shape `(len(self),)`, on the first loss's device, in the widest of their dtypes.
+        """Detached loss values, shape `(len(self),)`, on `device`, in the widest of their dtypes.
 
         A GradScaler's factor is taken out again. Over several ranks they are the means.
 

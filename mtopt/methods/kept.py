@@ -86,6 +86,42 @@ def _check_number(losses: Losses, before: int) -> None:
         )
 
 
+class EpochMeans:
+    """The mean of each loss in the last two epochs that it was present in; NaN is "none yet"."""
+
+    def __init__(self) -> None:
+        self.ended = 0  # epochs
+        self.sums, self.counts = PerLoss(0.0), PerLoss(0.0)
+        self.last, self.earlier = PerLoss(), PerLoss()
+
+    def add(self, losses: Losses) -> None:
+        """One step of the running epoch."""
+        self.sums.keep(losses, self.sums.of(losses) + losses.values.double())
+        self.counts.keep(losses, self.counts.of(losses) + 1)
+
+    def end(self) -> None:
+        """The running epoch is over."""
+        self.ended += 1
+        counts = self.counts.numbers.tolist()
+        seen = Losses(tuple(i for i, count in enumerate(counts) if count > 0), len(counts))
+        if len(seen) == 0:
+            return
+        means = self.sums.of(seen) / self.counts.of(seen)
+        self.earlier.keep(seen, self.last.of(seen))
+        self.last.keep(seen, means)
+        self.sums.keep(seen, torch.zeros_like(means))
+        self.counts.keep(seen, torch.zeros_like(means))
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in ("sums", "counts", "last", "earlier")}
+        return {"ended": self.ended, **parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ended = int(state_dict["ended"])
+        for name in ("sums", "counts", "last", "earlier"):
+            getattr(self, name).load_state_dict(state_dict[name])
+
+
 class Trained:
     """One number for each loss, trained by Adam, apart from the model's optimizer: its weight decay is not for them.
 

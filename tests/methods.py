@@ -1,0 +1,43 @@
+"""Every method of the library, ready for three losses, with its random numbers fixed."""
+
+from __future__ import annotations
+
+import mtopt
+
+WEIGHTINGS = {
+    "ConstantWeights": lambda: mtopt.ConstantWeights([2.0, 0.5, 1.5]),
+    "DWA": mtopt.DWA,
+    "FAMO": mtopt.FAMO,
+    "GeometricMean": mtopt.GeometricMean,
+    "IMTLL": lambda: mtopt.IMTLL(lr=0.1),
+    "RLW": lambda: mtopt.RLW(seed=5),
+    "ReLoBRaLo": lambda: mtopt.ReLoBRaLo(seed=5, beta=0.5),
+    "STCH": lambda: mtopt.STCH(warmup_epochs=1),
+    "SoftAdapt": mtopt.SoftAdapt,
+    "UncertaintyWeighting": lambda: mtopt.UncertaintyWeighting(lr=0.1),
+}
+GRAMIAN = {
+    "AlignedMTL": mtopt.AlignedMTL,
+    "CAGrad": mtopt.CAGrad,
+    "ConFIG": mtopt.ConFIG,
+    "DualProj": mtopt.DualProj,
+    "FairGrad": lambda: mtopt.FairGrad(alpha=2.0),
+    "GradNorm": lambda: mtopt.GradNorm(lr=0.1),
+    "GradVac": lambda: mtopt.GradVac(seed=5),
+    "IMTLG": mtopt.IMTLG,
+    "MGDA": mtopt.MGDA,
+    "MGDA, loss": lambda: mtopt.MGDA(normalize="loss+"),
+    "NashMTL": mtopt.NashMTL,
+    "PCGrad": lambda: mtopt.PCGrad(seed=5),
+    "UPGrad": mtopt.UPGrad,
+}
+METHODS = {**WEIGHTINGS, **GRAMIAN, "GradDrop": lambda: mtopt.GradDrop(seed=5)}
+
+
+def after_step(transforms, losses):
+    """What some methods are to be told after a step: its losses again, and that an epoch is over."""
+    for transform in transforms:
+        if isinstance(transform, mtopt.FAMO):
+            transform.observe([loss.detach() for loss in losses])
+        if isinstance(transform, (mtopt.DWA, mtopt.STCH)):
+            transform.epoch_end()
