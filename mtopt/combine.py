@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
-from .products import gramian, weighted_sum
-from .sums import solid_dtype, wide_dtype
+from .products import gramian, side_by_side, stacked_if_small, weighted_sum, wide
+from .sums import wide_dtype
 
 
 class Combination(Protocol):
@@ -86,7 +87,7 @@ class Held:
             if len(rows) > 1 or (rows and self.together[i]):
                 blocks[i] = _Block(rows, self.losses.at(self.positions[i]), self.sites[i])
         self.rows.clear()
-        weights = None
+        weights: Weights | None = None
         for transform in self.transforms:
             for block in blocks.values():
                 block.weigh(weights)
@@ -95,7 +96,7 @@ class Held:
                 weights = gramian_weights(transform, blocks.values())
             elif transform is not self.transforms[-1]:
                 for block in blocks.values():
-                    block.rows = list(block.transformed(transform))
+                    block.rows = block.transformed(transform)
         for i in list(blocks):
             block = blocks.pop(i)  # so that its rows can be freed
             if weights is not None:
@@ -109,35 +110,34 @@ class _Block:
     """The rows at one site on their way through the transforms, each with its loss's place in the user's list."""
 
     def __init__(self, rows: list[Tensor], losses: Losses, site: Site) -> None:
-        self.rows = rows
+        self.rows = stacked_if_small(rows)
         self.indices = list(losses.indices)
         self.site = site
 
-    def weigh(self, weights: Tensor | None) -> None:
-        """Scale the rows by `(n_losses,)` weights, or mix them by an `(n_losses, n_losses)` matrix."""
+    def weigh(self, weights: Weights | None) -> None:
+        """Scale or mix the rows."""
         if weights is None:
             return
-        if weights.ndim == 1:
-            pairs = zip(self.rows, weights[self.indices].tolist(), strict=True)
-            self.rows = [(_wide(row) * weight).to(row.dtype) for row, weight in pairs]
+        if not weights.mixing:
+            pairs = zip(self.rows, weights.of(self.indices), strict=True)
+            self.rows = [(wide(row) * weight).to(row.dtype) for row, weight in pairs]
         else:  # a mixed row may exist for a loss that has none of its own here
             mixed = list(self.site.losses.indices)
-            rows = _wide(torch.stack(self.rows))
-            rows = torch.tensordot(weights[mixed][:, self.indices].to(rows), rows, 1)
-            self.rows, self.indices = list(rows.to(self.rows[0].dtype)), mixed
+            rows = side_by_side(self.rows)
+            matrix = weights.matrix(mixed, self.indices).to(wide(rows))
+            self.rows, self.indices = torch.tensordot(matrix, wide(rows), 1).to(rows.dtype), mixed
 
     def transformed(self, transform: RowTransform) -> Tensor:
-        rows = torch.stack(self.rows)
+        rows = side_by_side(self.rows)
         losses = self.site.losses.only(self.indices)
         scale = None if transform.scale_equivariant else losses.scale
         # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
-        new = transform.transform(rows if scale is None else _wide(rows) / scale, replace(self.site, losses=losses))
+        new = transform.transform(rows if scale is None else wide(rows) / scale, replace(self.site, losses=losses))
         return new if scale is None else (new * scale).to(rows.dtype)
 
-    def sum(self, weights: Tensor) -> Tensor:
+    def sum(self, weights: Weights) -> Tensor:
         """The sum of the rows, scaled or mixed: without a (T, *S) temporary."""
-        sums = weights if weights.ndim == 1 else weights.sum(0)
-        return weighted_sum(self.rows, sums[self.indices].tolist())
+        return weighted_sum(self.rows, weights.of(self.indices))
 
     def sum_transformed(self, transform: RowTransform) -> Tensor:
         """The sum of the transformed rows: without a (T, *S) temporary where the transform takes them one by one."""
@@ -152,53 +152,100 @@ class _Block:
         return stream.result()
 
 
-def _wide(rows: Tensor) -> Tensor:
-    """Half-precision rows in float32, where weights neither overflow nor are rounded."""
-    return rows.to(wide_dtype(rows.dtype))
-
-
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     """A backward may be called inside an autocast, which would take the products of rows in half."""
     active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
-def gramian_weights(transform: GramianTransform, blocks: Collection[_Block]) -> Tensor | None:
-    """Weights by the losses' places in the user's list, from the Gramian of all blocks; 0 for a loss without rows."""
+@dataclass(frozen=True)
+class Weights:
+    """Of rows: one for each of some losses, or a matrix that mixes them; 0 for other losses.
+
+    Attributes:
+        values: Shape `(T,)` or `(T, T)`, float64, on the CPU.
+        indices: Places of the T losses in the user's list.
+    """
+
+    values: Tensor
+    indices: list[int]
+
+    @property
+    def mixing(self) -> bool:
+        return self.values.ndim == 2
+
+    def of(self, indices: list[int]) -> list[float]:
+        """How much of the row of each loss there is in the sum of all weighted rows."""
+        sums = self.values.sum(0) if self.mixing else self.values
+        weight = dict(zip(self.indices, sums.tolist(), strict=True))
+        return [weight.get(index, 0.0) for index in indices]
+
+    def matrix(self, new: list[int], old: list[int]) -> Tensor:
+        """How much of each old row there is in each new one."""
+        n = 1 + max(self.indices + new + old)
+        full = self.values.new_zeros(n, n)
+        index = torch.tensor(self.indices)
+        full[index[:, None], index] = self.values
+        return full[new][:, old]
+
+
+def gramian_weights(transform: GramianTransform, blocks: Collection[_Block]) -> Weights | None:
+    """What a transform makes of the Gramian of all blocks; `None` if there are none."""
     if not blocks:
         return None
-    losses = next(iter(blocks)).site.losses
-    n = losses.n_losses
+    products, indices = _products(blocks)
+    if len(indices) == 1:
+        return Weights(torch.ones(1, dtype=torch.float64), indices)
+    losses = next(iter(blocks)).site.losses.only(indices)
+    if losses.scale is not None and not transform.scale_equivariant:
+        products = products / losses.scale**2
+    if not _finite(products, losses, transform):  # an overflow stays visible, and leaves no trace in the state
+        return Weights(torch.full((len(indices),), torch.nan, dtype=torch.float64), indices)
+    return Weights(transform.weights(products, losses).to("cpu", torch.float64), indices)
+
+
+def _products(blocks: Collection[_Block]) -> tuple[Tensor, list[int]]:
+    """The Gramian over all blocks and ranks, float64 on the CPU, and the losses of its rows, by place in the list."""
+    if all(block.site.ranks.size == 1 for block in blocks):
+        here = _losses_of(blocks)
+        return _sum_of_products(blocks, here).to("cpu", torch.float64), here
+    n = next(iter(blocks)).site.losses.n_losses
     total = torch.zeros(n + 1, n, dtype=torch.float64)  # and how often each loss is present
     by_ranks: dict[tuple[Ranks, bool], list[_Block]] = {}
     for block in blocks:
         by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
     for (ranks, examples), together in by_ranks.items():
-        device = together[0].rows[0].device
-        part = torch.zeros(n + 1, n, dtype=solid_dtype(device), device=device)
-        for block in together:
-            index = torch.tensor(block.indices, device=device)
-            part[index[:, None], index] += gramian(block.rows).to(device)
-            part[n, index] = 1
-        part = ranks.sum(part).to("cpu", torch.float64)
+        products = _sum_of_products(together, range(n))
+        present = products.new_zeros(1, n)
+        present[0, _losses_of(together)] = 1
         # The ranks' losses are averaged: an example's row in the gradient of the mean is 1/size of the one seen here.
-        part[:n] /= ranks.size**2 if examples else 1
-        total += part
-    products, present = total[:n], total[n]
-    if losses.scale is not None and not transform.scale_equivariant:
-        products = products / losses.scale**2
-    indices = present.nonzero().flatten()
-    if len(indices) == 1:
-        return present.sign()
-    losses = losses.only(indices.tolist())
-    if not _finite(products, losses, transform):
-        return torch.full_like(present, torch.nan)  # an overflow stays visible, and leaves no trace in the state
-    weights = transform.weights(products[indices[:, None], indices], losses)
-    full = products.new_zeros(n, *[n] * (weights.ndim - 1))
-    full[indices if weights.ndim == 1 else (indices[:, None], indices)] = weights.to(full)
-    return full
+        products = products / (ranks.size**2 if examples else 1)
+        total += ranks.sum(torch.cat([products, present])).to("cpu", torch.float64)
+    anywhere = total[n].nonzero().flatten().tolist()
+    return total[anywhere][:, anywhere], anywhere
+
+
+def _losses_of(blocks: Collection[_Block]) -> list[int]:
+    return sorted({index for block in blocks for index in block.indices})
+
+
+def _sum_of_products(blocks: Collection[_Block], indices: Sequence[int]) -> Tensor:
+    """The sum of the blocks' Gramians, with a row for each of the losses."""
+    total: Tensor | None = None
+    for block in blocks:
+        products = gramian(block.rows)
+        if block.indices != list(indices):
+            index = torch.tensor([indices.index(i) for i in block.indices], device=products.device)
+            whole = products.new_zeros(len(indices), len(indices))
+            whole[index[:, None], index] = products
+            products = whole
+        total = products if total is None else total + products.to(total.device)
+    assert total is not None
+    return total
 
 
 def _finite(products: Tensor, losses: Losses, transform: GramianTransform) -> bool:
-    values = losses.values if transform.uses_values and losses.scalars is not None else torch.zeros(())
-    return bool(products.isfinite().all() and values.isfinite().all())
+    numbers = products.sum()
+    if transform.uses_values and losses.scalars is not None:
+        numbers = numbers + losses.values.sum().to(numbers)
+    return math.isfinite(float(numbers))

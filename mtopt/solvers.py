@@ -59,6 +59,10 @@ def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
         Júdice, Pires 1994; Algorithm 2 of Kim, Park 2011, SIAM J. Sci. Comput. 33(6).
     """
     linears = linear.reshape(-1, linear.shape[-1])
+    if (linears > 0).all():  # often no bound is active
+        solutions = torch.linalg.solve(matrix, linears.T).T
+        if (solutions >= 0).all():
+            return solutions.reshape(linear.shape)
     solutions = torch.zeros_like(linears)
     problem = torch.arange(len(linears))
     free = linears > 0
@@ -68,8 +72,7 @@ def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
         b = linears[problem]
         v = _solve_free(matrix, b, free)
         slope = v @ matrix - b
-        rounding = 1e-12 * torch.maximum(v.abs().amax(1), b.abs().amax(1))[:, None]
-        wrong = torch.where(free, v, slope) < -rounding
+        wrong = torch.where(free, v, slope) < -_rounding(v, b)
         solutions[problem] = v
         count = wrong.sum(1)
         going = count > 0
@@ -112,29 +115,42 @@ def conflict_averse(gramian: Tensor, radius: float) -> Tensor:
     slopes = (gramian @ mean)[here]
     low = float(slopes.min())
     high = math.inf if here.all() else 0.0  # no vector has a product other than 0 with a row of zeros
-    level = min(high, low + math.sqrt(square) * float(norms.max()))
-    support: Tensor | None = None  # for which the level is right
+    span = math.sqrt(square) * float(norms.max())
+    support = torch.ones_like(norms, dtype=torch.bool)
     for _ in range(ROUNDS):
-        v = nonnegative_qp(cosines, (level - slopes) / norms)
-        reached = float(v @ cosines @ v)
-        if (level == high and reached < square) or (support is not None and torch.equal(v > 0, support)):
-            break
-        low, high = (level, high) if reached < square else (low, level)
-        level, support = _level_on_sphere(cosines, slopes / norms, norms, v > 0, square), v > 0
-        if not low < level < high:
-            level, support = (low + high) / 2, None
-            if abs(reached - square) <= 1e-9 * square or high - low <= 1e-12 * abs(level):
+        level, v = _on_sphere(cosines, slopes, norms, support, square)
+        if low < level < high:
+            if _is_optimal(v, cosines, (level - slopes) / norms, support):
                 break
+        else:
+            level, span = ((low + high) / 2, span) if high < math.inf else (low + span, 2 * span)
+        v = nonnegative_qp(cosines, (level - slopes) / norms)
+        reached, support = float(v @ cosines @ v), v > 0
+        low, high = (level, high) if reached < square else (low, level)
+        if abs(reached - square) <= 1e-9 * square or high - low <= 1e-12 * abs(level):
+            break
     weights = mean.clone()
     weights[here] += v / norms
     return weights
 
 
-def _level_on_sphere(cosines: Tensor, slopes: Tensor, norms: Tensor, support: Tensor, square: float) -> float:
-    """The level t at which v(t), linear on a support, has the squared length `square`; NaN if there is none."""
-    up, off = _solve_free(cosines, torch.stack([1 / norms, slopes]), support.expand(2, -1))  # v = t up - off
-    a, b, c = float(up @ cosines @ up), float(up @ cosines @ off), float(off @ cosines @ off) - square
-    return (b + math.sqrt(b * b - a * c)) / a if a > 0 and b * b >= a * c else math.nan
+def _on_sphere(cosines: Tensor, slopes: Tensor, norms: Tensor, support: Tensor, square: float) -> tuple[float, Tensor]:
+    """The level t at which v(t), linear on a support, has the squared length `square`, and v; NaN if there is none."""
+    up, off = _solve_free(cosines, torch.stack([1 / norms, slopes / norms]), support.expand(2, -1))  # v = t up - off
+    ((a, b), (_, c)) = (torch.stack([up, off]) @ cosines @ torch.stack([up, off]).T).tolist()
+    inside = b * b - a * (c - square)
+    level = (b + math.sqrt(inside)) / a if a > 0 and inside >= 0 else math.nan
+    return level, level * up - off
+
+
+def _is_optimal(v: Tensor, matrix: Tensor, linear: Tensor, free: Tensor) -> bool:
+    """Whether the solution in the free coordinates is that of the quadratic program over v ≥ 0."""
+    return bool((torch.where(free, v, matrix @ v - linear) >= -_rounding(v[None], linear[None])).all())
+
+
+def _rounding(v: Tensor, linears: Tensor) -> Tensor:
+    """How far below 0 rounding may have brought a number, one for each row."""
+    return 1e-12 * torch.maximum(v.abs().amax(1), linears.abs().amax(1))[:, None]
 
 
 def fair_weights(gramian: Tensor, power: float) -> Tensor:
@@ -181,7 +197,9 @@ def equal_cosines(gramian: Tensor) -> Tensor:
 def unit_rows(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """The Gramian of the rows at length 1, with no eigenvalue below `FLOOR`; and their lengths. No row is zero."""
     norms = gramian.diagonal().sqrt()
-    values, vectors = torch.linalg.eigh(gramian / norms / norms[:, None])
-    if values[0] < FLOOR:
-        return (vectors * values.clamp_min(FLOOR)) @ vectors.T, norms
-    return gramian / norms / norms[:, None], norms
+    cosines = gramian / norms / norms[:, None]
+    _, failed = torch.linalg.cholesky_ex(cosines - FLOOR * torch.eye(len(cosines), dtype=cosines.dtype))
+    if failed:
+        values, vectors = torch.linalg.eigh(cosines)
+        cosines = (vectors * values.clamp_min(FLOOR)) @ vectors.T
+    return cosines, norms
