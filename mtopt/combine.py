@@ -81,12 +81,14 @@ class Held:
             return self._result()
 
     def _result(self) -> list[Tensor | None]:
-        results: list[Tensor | None] = [rows[0] if len(rows) == 1 else None for rows in self.rows]
+        results: list[Tensor | None] = [None] * len(self.sites)
         blocks: dict[int, _Block] = {}
-        for i, rows in enumerate(self.rows):
-            if len(rows) > 1 or (rows and self.together[i]):
-                blocks[i] = _Block(rows, self.losses.at(self.positions[i]), self.sites[i])
-        self.rows.clear()
+        for i, positions in enumerate(self.positions):
+            rows, self.rows[i] = self.rows[i], []  # so that they can be freed
+            if len(rows) == 1 and not self.together[i]:
+                results[i] = rows[0]
+            elif rows:
+                blocks[i] = _Block(rows, self.losses.at(positions), self.sites[i])
         weights: Weights | None = None
         for transform in self.transforms:
             for block in blocks.values():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .sums import solid_dtype, wide_dtype
 
-PART = 2**21
+PART = 2**20
 """Numbers looked at together: on a CPU they shall stay in its cache."""
 
 Rows = Tensor | Sequence[Tensor]

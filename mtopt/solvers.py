@@ -60,7 +60,7 @@ def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
     """
     linears = linear.reshape(-1, linear.shape[-1])
     if (linears > 0).all():  # often no bound is active
-        solutions = torch.linalg.solve(matrix, linears.T).T
+        solutions: Tensor = torch.linalg.solve(matrix, linears.T).T
         if (solutions >= 0).all():
             return solutions.reshape(linear.shape)
     solutions = torch.zeros_like(linears)
