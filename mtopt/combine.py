@@ -14,7 +14,7 @@ from torch import Tensor
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
 from .products import gramian, side_by_side, stacked_if_small, weighted_sum, wide
-from .sums import wide_dtype
+from .sums import Scratch, wide_dtype
 
 
 class Combination(Protocol):
@@ -234,8 +234,9 @@ def _losses_of(blocks: Collection[_Block]) -> list[int]:
 def _sum_of_products(blocks: Collection[_Block], indices: Sequence[int]) -> Tensor:
     """The sum of the blocks' Gramians, with a row for each of the losses."""
     total: Tensor | None = None
+    scratch = Scratch()
     for block in blocks:
-        products = gramian(block.rows)
+        products = gramian(block.rows, scratch)
         if block.indices != list(indices):
             index = torch.tensor([indices.index(i) for i in block.indices], device=products.device)
             whole = products.new_zeros(len(indices), len(indices))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sums import solid_dtype, wide_dtype
+from .sums import Scratch, solid_dtype, wide_dtype
 
 PART = 2**20
 """Numbers looked at together: on a CPU they shall stay in its cache."""
@@ -26,23 +26,27 @@ def stacked_if_small(rows: Sequence[Tensor]) -> Rows:
     return torch.stack(list(rows)) if len(rows) * rows[0].numel() <= PART else rows
 
 
-def gramian(rows: Rows) -> Tensor:
+def gramian(rows: Rows, scratch: Scratch | None = None) -> Tensor:
     """The inner products of the rows with each other, shape `(T, T)`, in float64."""
     if isinstance(rows, Tensor):
-        flat = wide(rows).flatten(1)
+        flat = wide(rows).reshape(len(rows), -1)
         return (flat @ flat.T).to(solid_dtype(rows.device))
+    scratch = Scratch() if scratch is None else scratch
     flats = [row.reshape(-1) for row in rows]
     total = torch.zeros(len(rows), len(rows), dtype=solid_dtype(rows[0].device), device=rows[0].device)
     size = max(1, PART // len(rows))
     for start in range(0, len(flats[0]), size):
-        total += gramian(torch.stack([flat[start : start + size] for flat in flats]))
+        parts = [flat[start : start + size] for flat in flats]
+        stack = torch.stack(parts, out=scratch.take(parts[0].new_empty(len(parts), len(parts[0]))))
+        total += gramian(stack)
+        scratch.give(stack)
     return total
 
 
 def weighted_sum(rows: Rows, weights: Sequence[float]) -> Tensor:
     r"""$\sum_i w_i g_i$, summed up in float32 or wider, in the rows' dtype."""
     if isinstance(rows, Tensor):
-        flat = wide(rows).flatten(1)
+        flat = wide(rows).reshape(len(rows), -1)
         return (flat.T @ flat.new_tensor(weights)).view(rows.shape[1:]).to(rows.dtype)
     total = torch.empty(rows[0].shape, dtype=wide_dtype(rows[0].dtype), device=rows[0].device)
     into, flats = total.view(-1), [row.reshape(-1) for row in rows]

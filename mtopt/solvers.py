@@ -72,7 +72,8 @@ def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
         b = linears[problem]
         v = _solve_free(matrix, b, free)
         slope = v @ matrix - b
-        wrong = torch.where(free, v, slope) < -_rounding(v, b)
+        rounding = 1e-12 * torch.maximum(v.abs().amax(1), b.abs().amax(1))[:, None]
+        wrong = torch.where(free, v, slope) < -rounding
         solutions[problem] = v
         count = wrong.sum(1)
         going = count > 0
@@ -101,56 +102,49 @@ def conflict_averse(gramian: Tensor, radius: float) -> Tensor:
 
     Its radius is `radius` times $\|g_0\|$. There $d = g_0 + \sum_i v_i g_i$, where $v \ge 0$ minimizes
     $½ v^T G v - (t 1 - G m)^T v$ for the level $t = \min_i g_i \cdot d$ that puts $d$ on the sphere; $m_i = 1 / T$.
-    Between two changes of its support, $v$ is linear in $t$: each round takes the $t$ that is right for its support.
+    As $t$ rises, $v$ becomes longer, and is linear in $t$ from one change of its support to the next.
 
     Source:
         Algorithm 1 of Liu et al. 2021, [arXiv:2110.14048](https://arxiv.org/abs/2110.14048).
     """
-    mean = torch.full_like(gramian.diagonal(), 1 / len(gramian))
+    weights = torch.full_like(gramian.diagonal(), 1 / len(gramian))
     here = gramian.diagonal() > 0
-    square = radius**2 * float(mean @ gramian @ mean)
-    if square <= 0 or not here.any():
-        return mean
+    products = (gramian @ weights)[here]
+    square = radius**2 * float(weights[here] @ products)
+    if square <= 0:
+        return weights
     cosines, norms = unit_rows(gramian[here][:, here])
-    slopes = (gramian @ mean)[here]
-    low = float(slopes.min())
-    high = math.inf if here.all() else 0.0  # no vector has a product other than 0 with a row of zeros
-    span = math.sqrt(square) * float(norms.max())
-    support = torch.ones_like(norms, dtype=torch.bool)
+    highest = math.inf if here.all() else 0.0  # no vector has a product other than 0 with a row of zeros
+    linear = torch.stack([1 / norms, products / norms])  # in units where every row has length 1
+    support = torch.ones_like(norms, dtype=torch.bool)  # often right; if not, the path is followed from near by
+    rising = None
     for _ in range(ROUNDS):
-        level, v = _on_sphere(cosines, slopes, norms, support, square)
-        if low < level < high:
-            if _is_optimal(v, cosines, (level - slopes) / norms, support):
-                break
-        else:
-            level, span = ((low + high) / 2, span) if high < math.inf else (low + span, 2 * span)
-        v = nonnegative_qp(cosines, (level - slopes) / norms)
-        reached, support = float(v @ cosines @ v), v > 0
-        low, high = (level, high) if reached < square else (low, level)
-        if abs(reached - square) <= 1e-9 * square or high - low <= 1e-12 * abs(level):
+        rise, base = _solve_free(cosines, linear, support.expand(2, -1))  # v = t rise - base
+        level = min(_level_on_sphere(cosines, rise, base, square), highest)
+        # Linear in t as well, and never below 0: v in the support, the slope of the objective elsewhere.
+        growth = torch.where(support, rise, cosines @ rise - linear[0])
+        offset = torch.where(support, base, cosines @ base - linear[1])
+        if level < math.inf and (level * growth - offset >= -1e-12 * offset.abs().max()).all():
             break
-    weights = mean.clone()
-    weights[here] += v / norms
+        if rising is None:
+            level = level if level < math.inf else float(products.min()) + math.sqrt(square) * float(norms.max())
+            v = nonnegative_qp(cosines, level * linear[0] - linear[1])
+            support, rising = v > 0, float(v @ cosines @ v) < square
+        elif rising:
+            change = torch.where(growth < 0, offset / growth, math.inf).argmin()
+            support[change] = ~support[change]
+        else:
+            change = torch.where(growth > 0, offset / growth, -math.inf).argmax()
+            support[change] = ~support[change]
+    weights[here] += (level * rise - base).clamp_min(0) / norms
     return weights
 
 
-def _on_sphere(cosines: Tensor, slopes: Tensor, norms: Tensor, support: Tensor, square: float) -> tuple[float, Tensor]:
-    """The level t at which v(t), linear on a support, has the squared length `square`, and v; NaN if there is none."""
-    up, off = _solve_free(cosines, torch.stack([1 / norms, slopes / norms]), support.expand(2, -1))  # v = t up - off
-    ((a, b), (_, c)) = (torch.stack([up, off]) @ cosines @ torch.stack([up, off]).T).tolist()
+def _level_on_sphere(cosines: Tensor, rise: Tensor, base: Tensor, square: float) -> float:
+    """The level t at which v = t rise - base has the squared length `square`; infinity if there is none."""
+    a, b, c = float(rise @ cosines @ rise), float(rise @ cosines @ base), float(base @ cosines @ base)
     inside = b * b - a * (c - square)
-    level = (b + math.sqrt(inside)) / a if a > 0 and inside >= 0 else math.nan
-    return level, level * up - off
-
-
-def _is_optimal(v: Tensor, matrix: Tensor, linear: Tensor, free: Tensor) -> bool:
-    """Whether the solution in the free coordinates is that of the quadratic program over v ≥ 0."""
-    return bool((torch.where(free, v, matrix @ v - linear) >= -_rounding(v[None], linear[None])).all())
-
-
-def _rounding(v: Tensor, linears: Tensor) -> Tensor:
-    """How far below 0 rounding may have brought a number, one for each row."""
-    return 1e-12 * torch.maximum(v.abs().amax(1), linears.abs().amax(1))[:, None]
+    return (b + math.sqrt(inside)) / a if a > 0 and inside >= 0 else math.inf
 
 
 def fair_weights(gramian: Tensor, power: float) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from methods import METHODS
 
 import mtopt
 
@@ -187,3 +188,19 @@ def test_every_formula_is_mathml(site):
     assert not [page for page, html in pages.items() if re.search(r'class="arithmatex">\\', html)]
     for name in ("how-it-works", "api"):
         assert "math" in loaded(pages[site / name / "index.html"]).tags
+
+
+def test_the_table_of_properties_has_every_method_and_its_properties(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import properties
+
+    page = properties.on_page_markdown((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
+    header, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
+    cells = {row[0].split("`")[1]: row for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in rows)}
+    assert set(cells) == {type(make()).__name__ for make in METHODS.values()}
+    assert header.count("|") == 1 + len(properties.HEADER)
+    assert cells["GradDrop"][1:] == ["coordinates", "yes", "", "yes", "", "", "", "3 g"]
+    assert cells["MGDA"][1:] == ["Gramian", "", "", "yes", "", "yes", "yes", "1 g"]
+    assert cells["GradNorm"][1:] == ["Gramian", "", "yes", "", "yes", "yes", "", "3 g"]
+    assert cells["NashMTL"][1:] == ["Gramian", "", "", "", "", "yes", "yes", "length 1"]
+    assert cells["RLW"][1:] == ["weighting", "yes", "", "yes", "", "", "", "3 g"]

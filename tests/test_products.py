@@ -31,7 +31,7 @@ def test_products_and_sums_are_those_of_float64(parts_of_16, dtype, shape, stack
     given = torch.stack(rows) if stacked else rows
     found = products.gramian(given)
     assert found.dtype == torch.float64
-    torch.testing.assert_close(found, exact.flatten(1) @ exact.flatten(1).T, rtol=close, atol=close)
+    torch.testing.assert_close(found, (flat := exact.reshape(5, -1)) @ flat.T, rtol=close, atol=close)
     expected = torch.tensordot(torch.tensor(weights, dtype=torch.float64), exact, 1).to(dtype)
     torch.testing.assert_close(products.weighted_sum(given, weights), expected)
 
