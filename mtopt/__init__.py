@@ -25,6 +25,7 @@ from .methods.soft_adapt import SoftAdapt
 from .methods.stch import STCH
 from .methods.uncertainty import UncertaintyWeighting
 from .methods.upgrad import UPGrad
+from .monitor import Monitor, Record
 from .optimizer import MultiLossOptimizer
 from .rows import per_loss_gradients
 from .signs import sign_dropout, sign_purity
@@ -50,11 +51,13 @@ __all__ = [
     "GramianTransform",
     "LossWeighting",
     "Losses",
+    "Monitor",
     "MultiLossLayer",
     "MultiLossOptimizer",
     "NashMTL",
     "PCGrad",
     "ReLoBRaLo",
+    "Record",
     "RowTransform",
     "Site",
     "SoftAdapt",

@@ -94,11 +94,12 @@ class MultiLossLayer(nn.Module):
         check_not_refused()
         ranks = ranks_of(self.process_group)
         self.pipeline.join(ranks, self.losses)
-        combination = self.pipeline.combination(self.losses, [Site(self.losses, activation, ranks)])
-        for loss, row in enumerate(rows):
-            if row is not None:
-                combination.add(0, loss, row)
-        return combination.result()[0]
+        with self.pipeline.step():
+            combination = self.pipeline.combination(self.losses, [Site(self.losses, activation, ranks)])
+            for loss, row in enumerate(rows):
+                if row is not None:
+                    combination.add(0, loss, row)
+            return combination.result()[0]
 
     @property
     def transforms(self) -> list[Transform]:

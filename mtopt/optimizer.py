@@ -113,7 +113,7 @@ class MultiLossOptimizer(Optimizer):
                 do not do the same, or one of them raised or stopped.
         """
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
-        with Agreement(ranks) as agreement:
+        with Agreement(ranks) as agreement, self.pipeline.step():
             present, roots = read_losses(losses)
             graph = LossGraph(roots)
             graph.check_alive()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from .combine import Combination, Held, Streamed
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
+from .watched import Watch, Watched
 
 
 class Pipeline:
@@ -22,6 +24,7 @@ class Pipeline:
         self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
         self.weightings: list[LossWeighting] = []
         self.row_transforms: list[GramianTransform | RowTransform] = []
+        self.watch: Watch | None = None
         self.joined = False  # whether several ranks have compared them
         self.loaded = False  # whether a checkpoint was loaded since
         for i, transform in enumerate(self.transforms):
@@ -59,6 +62,8 @@ class Pipeline:
         for weighting in self.weightings:
             new = _weights_unless_skipped(weighting, losses)
             weights = new if weights is None else weights * new
+        if self.watch is not None and self.watch.due:
+            self.watch.weigh(losses, weights)
         return weights
 
     @property
@@ -68,7 +73,8 @@ class Pipeline:
     @property
     def needs_scale(self) -> bool:
         """Whether the factor of a GradScaler must be known."""
-        return any(transform.uses_values or not transform.scale_equivariant for transform in self.transforms)
+        known = all(transform.scale_equivariant and not transform.uses_values for transform in self.transforms)
+        return not known or (self.watch is not None and self.watch.due)
 
     @property
     def sums_over_ranks(self) -> bool:
@@ -76,12 +82,29 @@ class Pipeline:
 
     def combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
         """A combination of the rows of `losses` over several sites. `site.losses` are those that any rank may have."""
+        combination = self._combination(losses, sites)
+        if self.watch is None or not self.watch.due:
+            return combination
+        return Watched(combination, self.row_transforms, losses, sites, self.watch)
+
+    def _combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
         first = self.row_transforms[0] if len(self.row_transforms) == 1 else None
         if isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
             streams = [first.stream(s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
                 return Streamed([stream for stream in streams if stream is not None])
         return Held(self.row_transforms, losses, sites)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One step, in which the watch looks, if it is due."""
+        if self.watch is None:
+            yield
+            return
+        self.watch.begin()
+        yield
+        if self.watch.due:
+            self.watch.end()
 
     def join(self, ranks: Ranks, losses: Losses) -> None:
         """Once, all ranks compare their settings and start from rank 0's state.
@@ -124,6 +147,9 @@ class Pipeline:
                 raise ValueError(
                     f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: {error!r}. {hint}"
                 ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "watch": None}  # nobody looks at a copy
 
     def __repr__(self) -> str:
         return repr(self.transforms[0] if len(self.transforms) == 1 else self.transforms)

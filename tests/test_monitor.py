@@ -1,0 +1,221 @@
+"""Monitor: what it says is what autograd's own rows say, and training goes on as if nobody looked."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from strategies import stacked_rows
+from tensorboard.backend.event_processing import event_accumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+import mtopt
+from mtopt import GradDrop, Monitor, MultiLossLayer, MultiLossOptimizer
+from mtopt.conflict import Conflict
+
+
+class Net(nn.Module):
+    def __init__(self, layer=None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+        self.layer = layer
+
+    def forward(self, step):
+        z = self.trunk(torch.randn(8, 4, generator=torch.Generator().manual_seed(step)))
+        aliases = [z] * 3 if self.layer is None else self.layer(z)
+        return z, {
+            n: (h(a) - i).square().mean() for i, (n, h, a) in enumerate(zip("abc", self.heads, aliases, strict=True))
+        }
+
+
+def wrapped(net, transforms, at="activations"):
+    place = net.trunk if at == "module" else at
+    return MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), transforms, at=place)
+
+
+def train(net, optimizer, steps):
+    for step in steps:
+        optimizer.zero_grad()
+        optimizer.step(net(step)[1])
+
+
+@pytest.mark.parametrize("at", ["activations", "parameters", "module"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradDrop(seed=1),
+        lambda: [mtopt.UncertaintyWeighting(), mtopt.PCGrad(seed=1), GradDrop(seed=1, leak=0.2)],
+        lambda: [mtopt.GradNorm(), mtopt.MGDA()],
+    ],
+    ids=["GradDrop", "three kinds", "weights"],
+)
+def test_training_goes_on_as_if_nobody_looked(make, at):
+    nets = []
+    for watched in (True, False):
+        net = Net()
+        optimizer = wrapped(net, make(), at)
+        if watched:
+            Monitor(optimizer, every=2)
+        train(net, optimizer, range(6))
+        nets.append(net)
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+@pytest.mark.parametrize("at", ["activations", "parameters", "module", "layer"])
+def test_the_numbers_are_those_of_autograd_s_rows(at):
+    if at == "layer":
+        watched = MultiLossLayer(["a", "b", "c"], GradDrop(seed=1))
+        net = Net(watched)
+        other = Net()
+    else:
+        net = other = Net()
+        watched = wrapped(net, GradDrop(seed=1), at)
+    monitor = Monitor(watched)
+    z, losses = other(0)
+    inputs = list(net.trunk.parameters()) if at == "parameters" else [z]
+    rows = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, inputs, retain_graph=True)])
+            for loss in losses.values()
+        ]
+    )
+    values = net(0)[1]
+    if at == "layer":
+        sum(values.values()).backward()
+    else:
+        watched.backward(values)
+    latest = monitor.latest
+    site = "site0"
+    for i, name in enumerate("abc"):
+        assert latest[f"{site}/norm/{name}"] == pytest.approx(rows[i].norm().item(), rel=1e-5)
+    cosine = torch.cosine_similarity(rows[0], rows[2], dim=0).item()
+    assert latest[f"{site}/cosine/a/c"] == pytest.approx(cosine, abs=1e-5)
+    purity = mtopt.sign_purity(rows)[rows.abs().sum(0) > 0]
+    assert latest[f"{site}/purity"] == pytest.approx(purity.mean().item(), rel=1e-5)
+    conflict = ((rows > 0).any(0) & (rows < 0).any(0)).float().mean().item()
+    assert latest[f"{site}/conflict"] == pytest.approx(conflict)
+    (record,) = monitor.history()
+    assert sum(record.purity[site]) == len(purity)
+
+
+def test_what_graddrop_kept_is_what_it_left():
+    """By a rows' transform that can be repeated: the same seed at the same count."""
+    net = Net()
+    optimizer = wrapped(net, GradDrop(seed=3))
+    monitor = Monitor(optimizer)
+    z, losses = net(0)
+    rows = torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in losses.values()])
+    of = mtopt.Losses((0, 1, 2), 3, ("a", "b", "c"))
+    left = GradDrop(seed=3).transform(rows, mtopt.Site(of))
+    optimizer.backward(losses)
+    for i, name in enumerate("abc"):
+        share = (left[i].abs().sum() / rows[i].abs().sum()).item()
+        assert monitor.latest[f"site0/kept/{name}"] == pytest.approx(share, rel=1e-4)
+
+
+def test_it_looks_at_every_nth_step_and_keeps_the_newest():
+    net = Net()
+    optimizer = wrapped(net, GradDrop())
+    monitor = Monitor(optimizer, every=3, keep=2)
+    assert monitor.latest == {}
+    train(net, optimizer, range(10))
+    assert [record.step for record in monitor.history()] == [6, 9]
+    monitor.remove()
+    train(net, optimizer, range(10))
+    assert [record.step for record in monitor.history()] == [6, 9]
+
+
+def test_weights_and_losses_are_told():
+    net = Net()
+    monitor = Monitor(optimizer := wrapped(net, [mtopt.ConstantWeights({"a": 0.5}), GradDrop()]))
+    _, losses = net(0)
+    optimizer.backward(losses)
+    assert monitor.latest["weight/a"] == 0.5
+    assert monitor.latest["weight/b"] == 1
+    assert monitor.latest["loss/c"] == pytest.approx(losses["c"].item())
+
+
+def test_the_factor_of_a_gradscaler_is_taken_out():
+    norms = []
+    for scale in (1.0, 1024.0):
+        net = Net()
+        monitor = Monitor(optimizer := wrapped(net, GradDrop()))
+        factor = torch.tensor(scale)
+        optimizer.backward({name: loss * factor for name, loss in net(0)[1].items()})
+        norms.append(monitor.latest["site0/norm/a"])
+    assert norms[0] == pytest.approx(norms[1])
+
+
+def test_an_absent_and_a_lone_loss_are_no_problem():
+    net = Net()
+    monitor = Monitor(optimizer := wrapped(net, GradDrop()), every=1)
+    for present in ("abc", "ac", "b"):
+        losses = net(0)[1]
+        optimizer.step({name: loss if name in present else None for name, loss in losses.items()})
+    first, second, third = (set(record.numbers) for record in monitor.history())
+    assert "site0/cosine/a/b" in first
+    assert "site0/cosine/a/b" not in second
+    assert "site0/cosine/a/c" in second
+    assert not any(name.startswith("site") for name in third)
+
+
+def test_copies_are_not_watched():
+    layer = MultiLossLayer(2, GradDrop())
+    Monitor(layer)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        Monitor(twin)
+
+
+@given(stacked_rows(min_losses=2))
+def test_conflict_counts_the_coordinates_with_both_signs(rows):
+    conflict = Conflict([str(i) for i in range(len(rows))])
+    conflict.add(rows, range(len(rows)))
+    here = rows.abs().sum(0) > 0
+    assert conflict.coordinates == here.sum() == conflict.histogram.sum()
+    assert conflict.conflicting == ((rows > 0).any(0) & (rows < 0).any(0)).sum()
+    purity = mtopt.sign_purity(rows)[here]
+    assert conflict.purity == pytest.approx(purity.mean().item() if here.any() else 0.5)
+    torch.testing.assert_close(conflict.norms, rows.norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Monitor(torch.optim.SGD(Net().parameters())), TypeError, "`watched` must be a MultiLossOptimizer"),
+        (lambda: Monitor(wrapped(Net(), [])), ValueError, "GradDrop\\(leak=1.0\\) gives the plain sum"),
+        (lambda: Monitor(wrapped(Net(), GradDrop()), every=0), ValueError, "`every` must be a whole number from 1"),
+        (lambda: Monitor(wrapped(Net(), GradDrop()), keep=1.5), ValueError, "`keep` must be a whole number from 1"),
+    ],
+    ids=["type", "plain", "every", "keep"],
+)
+def test_what_cannot_be_watched_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_only_one_looks_at_a_time():
+    optimizer = wrapped(Net(), GradDrop())
+    first = Monitor(optimizer)
+    with pytest.raises(ValueError, match="has a Monitor already"):
+        Monitor(optimizer)
+    first.remove()
+    Monitor(optimizer)
+
+
+def test_tensorboard_reads_back_what_was_seen(tmp_path):
+    net = Net()
+    with SummaryWriter(tmp_path) as writer:
+        monitor = Monitor(optimizer := wrapped(net, GradDrop()), every=2, writer=writer)
+        train(net, optimizer, range(5))
+    events = event_accumulator.EventAccumulator(str(tmp_path), {"histograms": 0}).Reload()
+    scalars = events.Scalars("site0/conflict")
+    assert [event.step for event in scalars] == [0, 2, 4]
+    assert scalars[-1].value == pytest.approx(monitor.latest["site0/conflict"])
+    histogram = events.Histograms("site0/purity histogram")[-1].histogram_value
+    assert list(histogram.bucket) == monitor.history()[-1].purity["site0"]
