@@ -15,42 +15,39 @@ from mtopt.methods.base import Losses, Site, Transform
 from mtopt.pipeline import Pipeline
 
 MARK = "<!-- the table of properties -->"
-HEADER = (
-    "method",
-    "kind",
-    "random",
-    "keeps a state",
-    "scale-equivariant",
-    "reads the losses",
-    "holds the rows",
-    "harms no loss",
-    "three equal gradients g",
-)
-KINDS = {mtopt.LossWeighting: "weighting", mtopt.GramianTransform: "Gramian", mtopt.RowTransform: "coordinates"}
+HEADER = ("method", "random", "state", "scales", "losses", "rows", "harmless", "3 × g")
+KINDS = {
+    mtopt.LossWeighting: "Loss weightings",
+    mtopt.GramianTransform: "From the Gramian",
+    mtopt.RowTransform: "Coordinate by coordinate",
+}
 
 
 def on_page_markdown(markdown: str, /, **_: Any) -> str:
     """The hook that MkDocs calls with a page's text."""
-    return markdown.replace(MARK, table())
+    return markdown.replace(MARK, tables())
 
 
-def table() -> str:
-    rows = [HEADER, ("---",) * len(HEADER), *(_row(method) for method in methods())]
+def tables() -> str:
+    """One for each kind."""
+    return "\n\n".join(f"**{title}**\n\n{_table(kind)}" for kind, title in KINDS.items())
+
+
+def _table(kind: type[Transform]) -> str:
+    rows = [HEADER, ("---",) * len(HEADER), *(_row(method) for method in _methods(kind))]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def methods() -> Iterator[Transform]:
-    """Every public method with its default settings, kind by kind."""
-    for kind in KINDS:
-        for name in sorted(mtopt.__all__, key=str.lower):
-            method = getattr(mtopt, name)
-            if isinstance(method, type) and issubclass(method, kind) and method is not kind:
-                yield method(1.0) if method is mtopt.ConstantWeights else method()
+def _methods(kind: type[Transform]) -> Iterator[Transform]:
+    """Every public method of a kind, with its default settings."""
+    for name in sorted(mtopt.__all__, key=str.lower):
+        method = getattr(mtopt, name)
+        if isinstance(method, type) and issubclass(method, kind) and method is not kind:
+            yield method(1.0) if method is mtopt.ConstantWeights else method()
 
 
 def _row(method: Transform) -> tuple[str, ...]:
     name = type(method).__name__
-    kind = next(words for kind, words in KINDS.items() if isinstance(method, kind))
     state = {name for name, part in vars(method).items() if hasattr(part, "state_dict") and not isinstance(part, Draws)}
     random = any(isinstance(part, Draws) for part in vars(method).values())
     weighting = isinstance(method, mtopt.LossWeighting)
@@ -62,7 +59,7 @@ def _row(method: Transform) -> tuple[str, ...]:
         not weighting and isinstance(_combination(method), Held),
         method.non_conflicting,
     )
-    return (f"[`{name}`][mtopt.{name}]", kind, *("yes" if fact else "" for fact in facts), _size(method))
+    return (f"[`{name}`][mtopt.{name}]", *("yes" if fact else "" for fact in facts), _size(method))
 
 
 def _losses(n: int) -> Losses:
@@ -92,4 +89,4 @@ def _size(method: Transform) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(tables())

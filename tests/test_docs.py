@@ -195,12 +195,12 @@ def test_the_table_of_properties_has_every_method_and_its_properties(monkeypatch
     import properties
 
     page = properties.on_page_markdown((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
-    header, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
+    rows = [line for line in page.splitlines() if line.startswith("| [")]
     cells = {row[0].split("`")[1]: row for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in rows)}
     assert set(cells) == {type(make()).__name__ for make in METHODS.values()}
-    assert header.count("|") == 1 + len(properties.HEADER)
-    assert cells["GradDrop"][1:] == ["coordinates", "yes", "", "yes", "", "", "", "3 g"]
-    assert cells["MGDA"][1:] == ["Gramian", "", "", "yes", "", "yes", "yes", "1 g"]
-    assert cells["GradNorm"][1:] == ["Gramian", "", "yes", "", "yes", "yes", "", "3 g"]
-    assert cells["NashMTL"][1:] == ["Gramian", "", "", "", "", "yes", "yes", "length 1"]
-    assert cells["RLW"][1:] == ["weighting", "yes", "", "yes", "", "", "", "3 g"]
+    assert all(len(row) == len(properties.HEADER) for row in cells.values())
+    assert cells["GradDrop"][1:] == ["yes", "", "yes", "", "", "", "3 g"]
+    assert cells["MGDA"][1:] == ["", "", "yes", "", "yes", "yes", "1 g"]
+    assert cells["GradNorm"][1:] == ["", "yes", "", "yes", "yes", "", "3 g"]
+    assert cells["NashMTL"][1:] == ["", "", "", "", "yes", "yes", "length 1"]
+    assert cells["RLW"][1:] == ["yes", "", "yes", "", "", "", "3 g"]

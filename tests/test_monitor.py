@@ -8,9 +8,11 @@ import pickle
 import pytest
 import torch
 from hypothesis import given
+from ranks import run_ranks
 from strategies import stacked_rows
 from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 import mtopt
@@ -219,3 +221,27 @@ def test_tensorboard_reads_back_what_was_seen(tmp_path):
     assert scalars[-1].value == pytest.approx(monitor.latest["site0/conflict"])
     histogram = events.Histograms("site0/purity histogram")[-1].histogram_value
     assert list(histogram.bucket) == monitor.history()[-1].purity["site0"]
+
+
+def train_on_a_rank(rank, at, watch):
+    net = Net()
+    model = DistributedDataParallel(net)
+    transforms = [mtopt.MGDA(), GradDrop(seed=1)] if at == "activations" else GradDrop(seed=1)
+    optimizer = wrapped(net, transforms, at)
+    monitor = Monitor(optimizer, every=2) if watch and rank == 0 else None
+    for step in range(4):
+        optimizer.zero_grad()
+        optimizer.step(model(10 * step + rank)[1])
+    return [p.tolist() for p in net.parameters()], {} if monitor is None else monitor.latest
+
+
+@pytest.mark.parametrize("at", ["activations", "parameters"])
+def test_one_rank_may_look_alone(at):
+    """Looking makes no collective call, so the others need not know."""
+    watched = run_ranks(train_on_a_rank, 2, at, True)
+    unwatched = run_ranks(train_on_a_rank, 2, at, False)
+    assert [weights for weights, _ in watched] == [weights for weights, _ in unwatched]
+    assert watched[0][0] == watched[1][0]
+    latest = watched[0][1]
+    assert latest["site0/norm/a"] > 0
+    assert ("site0/kept/a" in latest) == (at == "parameters")  # at activations the ranks decide together
