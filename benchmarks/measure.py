@@ -129,14 +129,16 @@ def combination_cells(n_rows: int, size: int) -> dict[str, Run]:
         return sums.result(sums.draw(generator), 1.0, renormalize=False)
 
     return {
-        SIGN_DROPOUT: _timed(lambda: sign_dropout(rows, generator=generator)),
-        STREAMED: _timed(streamed),
-        TORCHJD: _timed(lambda: aggregator(rows)),
-        READ: _timed(lambda: rows.sum(0)),
+        SIGN_DROPOUT: timed(lambda: sign_dropout(rows, generator=generator)),
+        STREAMED: timed(streamed),
+        TORCHJD: timed(lambda: aggregator(rows)),
+        READ: timed(lambda: rows.sum(0)),
     }
 
 
-def _timed(combine: Callable[[], Tensor]) -> Run:
+def timed(combine: Callable[[], object]) -> Run:
+    """A sample of something that is all backward."""
+
     def run() -> Sample:
         start = perf_counter()
         combine()

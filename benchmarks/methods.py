@@ -8,6 +8,7 @@ from time import perf_counter
 import torch
 import torchjd.aggregation as peers
 from cells import ACTIVATIONS, METHODS, PARAMETERS, Cell, Sample, sgd, torchjd_mtl, wrapped
+from measure import timed
 from models import Problem, make_problem
 
 import mtopt
@@ -131,14 +132,4 @@ def gramian_cells(n_rows: int, size: int) -> dict[str, Callable[[], Sample]]:
                 row.sum()
         torch.empty(size).fill_(0)
 
-    return {COMBINED: _timed(combined), TRAFFIC: _timed(traffic)}
-
-
-def _timed(run: Callable[[], None]) -> Callable[[], Sample]:
-    def timed() -> Sample:
-        start = perf_counter()
-        run()
-        seconds = perf_counter() - start
-        return Sample(seconds, seconds)
-
-    return timed
+    return {COMBINED: timed(combined), TRAFFIC: timed(traffic)}
