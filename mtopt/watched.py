@@ -6,11 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .combine import Combination, rows_after, without_autocast
 from .conflict import Conflict
 from .methods.base import GramianTransform, Losses, RowTransform, Site
+from .products import wide
 
 
 class Watch(Protocol):
@@ -79,10 +81,14 @@ class Watched:
         before, after = [0.0] * len(self.losses), [0.0] * len(self.losses)
         for i in several:
             for position, row in zip(self.positions[i], self.rows[i], strict=True):
-                before[position] += float(row.abs().sum())
+                before[position] += _mass(row)
         blocks = [(self.rows[i], self.losses.at(self.positions[i]), self.sites[i]) for i in several]
         for indices, rows in rows_after(copies, blocks):
             for index, row in zip(indices, rows, strict=True):
                 if index in self.losses.indices:
-                    after[self.losses.indices.index(index)] += float(row.abs().sum())
+                    after[self.losses.indices.index(index)] += _mass(row)
         return {self.losses.label(i): after[i] / before[i] for i in range(len(self.losses)) if before[i] > 0}
+
+
+def _mass(row: Tensor) -> float:
+    return float(torch.linalg.vector_norm(wide(row), 1))
