@@ -21,12 +21,15 @@ from .signs import decision_shape, dims_of
 from .sites import Mark, joint_groups, marked_edges
 from .step import Step
 
+NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
+
 
 def backward_plain(step: Step) -> Report:
     """Nothing to combine: autograd adds the rows up."""
     step.agree()
     step.run(step.starts())
-    return step.report("one ordinary backward, rows summed by autograd")
+    reason = "one loss is alone here" if step.pipeline.row_transforms else "no transform asks for single gradients"
+    return step.report("one ordinary backward, rows summed by autograd", reason, NEAR_PLAIN)
 
 
 def backward_at_activations(step: Step) -> Report:
@@ -48,7 +51,9 @@ def backward_at_activations(step: Step) -> Report:
             starts[loss] = torch.zeros_like(starts[loss])
         handlers.append(_combining(combination))
     sites = [step.site_report(_kind(meeting.edge), meeting.shape, meeting.losses) for meeting in meetings]
-    report = step.report("one ordinary backward, rows combined where the losses meet", sites)
+    how = "one ordinary backward, rows combined where the losses meet"
+    reason = 'at="activations": where the losses first meet, one backward has the gradients of all of them'
+    report = step.report(how, reason, NEAR_PLAIN, sites)
     with rows_taken(meetings, handlers):
         step.run(starts)
     return report
@@ -94,7 +99,12 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
             starts[loss] = torch.zeros_like(starts[loss])
     sites = [_group_report(step, group) for group in groups]
     how = "one ordinary backward, rows combined at the named modules"
-    report = step.report(how + (", after VJPs from the losses to them" if ahead else ""), sites, batching.used)
+    reason, slow = "`at` names them, and each loss has a part of its own above them", NEAR_PLAIN
+    if ahead:
+        how += ", after VJPs from the losses to them"
+        reason = "`at` names them; losses share a part above them, or a decision is joint over several calls"
+        slow = "name a module above which each loss has a part of its own, and call it once"
+    report = step.report(how, reason, slow, sites, batching.used)
     with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
         step.run(starts)
     return report

@@ -65,7 +65,8 @@ def backward_at_parameters(step: Step, batching: Batching) -> Report:
         for target, losses in zip(rows.targets, owners, strict=True)
         if len(losses) > 1
     ]
-    return step.report(rows.how, sites, batching.used)
+    reason = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
+    return step.report(rows.how, reason, 'at="activations" takes one backward for all losses', sites, batching.used)
 
 
 def _rows_of_graph(step: Step, batching: Batching) -> _Rows:

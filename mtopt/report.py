@@ -20,9 +20,11 @@ class SiteReport:
 
 @dataclass
 class Report:
-    """One backward: the engine, the sites, the parameters' owners."""
+    """One backward: the engine and why, what to do if it is slow, the sites, the parameters' owners."""
 
     engine: str
+    reason: str
+    slow: str
     sites: list[SiteReport] = field(default_factory=list)
     shared: int = 0
     exclusive: int = 0
@@ -42,6 +44,7 @@ class Report:
             lines += [f"  {site}" for site in self.sites[:SHOWN]]
             if len(self.sites) > SHOWN:
                 lines.append(f"  ... and {len(self.sites) - SHOWN} more")
+        lines += [f"why: {self.reason}", f"if it is slow: {self.slow}"]
         return "\n".join(lines)
 
 

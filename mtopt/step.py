@@ -131,9 +131,13 @@ class Step:
         """A combination of the rows at an activation."""
         return self.pipeline.combination(self.losses, [Site(self.agreed, activation, self.ranks)])
 
-    def report(self, engine: str, sites: Iterable[SiteReport] = (), batching: str = "") -> Report:
+    def report(
+        self, engine: str, reason: str, slow: str, sites: Iterable[SiteReport] = (), batching: str = ""
+    ) -> Report:
         shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
-        return Report(engine, list(sites), sum(shared), len(shared) - sum(shared), batching, self.ranks.size)
+        return Report(
+            engine, reason, slow, list(sites), sum(shared), len(shared) - sum(shared), batching, self.ranks.size
+        )
 
     def site_report(self, kind: str, shape: tuple[int, ...], losses: Iterable[int]) -> SiteReport:
         return SiteReport(kind, shape, tuple(self.losses.label(loss) for loss in losses))

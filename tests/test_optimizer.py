@@ -559,3 +559,23 @@ def test_importing_mtopt_imports_torch_alone():
 
 def test_public_names_are_those_of_all():
     assert sorted(mtopt.__all__) == sorted(n for n in vars(mtopt) if n[0].isupper() or n.startswith(("sign_", "per_")))
+
+
+@pytest.mark.parametrize(
+    ("at", "transforms", "reason", "slow"),
+    [
+        ("activations", None, "where the losses first meet", "little more than a plain sum"),
+        ("parameters", None, "a backward of the shared part per loss", 'at="activations" takes one backward'),
+        ("module", None, "each loss has a part of its own", "little more than a plain sum"),
+        ("activations", [], "no transform asks for single gradients", "little more than a plain sum"),
+    ],
+)
+def test_explain_says_why_and_what_to_do_if_it_is_slow(at, transforms, reason, slow):
+    trunk, heads = nn.Linear(4, 3), [nn.Linear(3, 1), nn.Linear(3, 1)]
+    inner = torch.optim.SGD([*trunk.parameters(), *heads[0].parameters(), *heads[1].parameters()])
+    optimizer = MultiLossOptimizer(inner, transforms, at=trunk if at == "module" else at)
+    z = trunk(torch.ones(2, 4))
+    optimizer.step([head(z).square().mean() for head in heads])
+    told = dict(line.split(": ", 1) for line in optimizer.explain().splitlines()[1:] if not line.startswith(" "))
+    assert reason in told["why"]
+    assert slow in told["if it is slow"]
