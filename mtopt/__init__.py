@@ -1,5 +1,6 @@
 """Train one network on several losses: a wrapper for any torch optimizer, with Gradient Sign Dropout."""
 
+from .comparison.compare import Comparison, compare
 from .layer import MultiLossLayer
 from .methods.aligned_mtl import AlignedMTL
 from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
@@ -40,6 +41,7 @@ __all__ = [
     "STCH",
     "AlignedMTL",
     "CAGrad",
+    "Comparison",
     "ConFIG",
     "ConstantWeights",
     "DualProj",
@@ -64,6 +66,7 @@ __all__ = [
     "Transform",
     "UPGrad",
     "UncertaintyWeighting",
+    "compare",
     "per_loss_gradients",
     "sign_dropout",
     "sign_purity",

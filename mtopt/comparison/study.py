@@ -1,0 +1,103 @@
+"""What all runs of a comparison have in common, and what of it is written down. No training."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..draws import Draws
+from ..losses import LossesLike
+from ..methods.base import Transform
+from ..optimizer import MultiLossOptimizer
+from .arguments import BatchesLike, MethodLike, SitesLike, kind_of, near_names
+
+SITES = ("activations", "parameters")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs have in common; checked."""
+
+    make_model: Callable[[], nn.Module]
+    make_losses: Callable[[nn.Module, Any], LossesLike]
+    batches: BatchesLike
+    methods: Mapping[str, MethodLike]
+    seeds: Sequence[int]
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None
+    make_metrics: Callable[[nn.Module], Mapping[str, float | Tensor]] | None
+    at: SitesLike
+    epochs: int
+    seconds: float | None
+
+    def transforms(self, method: str, seed: int) -> list[Transform]:
+        """New transforms for one run. Their private random numbers differ from seed to seed."""
+        given = self.methods[method]
+        made = given() if callable(given) and not isinstance(given, Transform) else given
+        if not isinstance(made, (Transform, Sequence)):
+            raise TypeError(
+                f"`methods[{method!r}]` must make a transform or a list of them, but it made {kind_of(made)}."
+            )
+        transforms: list[Transform] = copy.deepcopy([made] if isinstance(made, Transform) else list(made))
+        parts = (part for transform in transforms for part in vars(transform).values())
+        for draws in (part for part in parts if isinstance(part, Draws)):
+            draws.seed += seed << 32
+        return transforms
+
+    def sites(self, model: nn.Module) -> str | nn.Module | Iterable[nn.Module]:
+        """`at`, for the model of one run."""
+        if not isinstance(self.at, str):
+            return self.at(model)
+        if self.at in SITES:
+            return self.at
+        modules: dict[str, nn.Module] = dict(model.named_modules())
+        if self.at not in modules:
+            raise ValueError(
+                f'`at` must be "activations", "parameters" or the name of a submodule, but the model has no '
+                f"{self.at!r}.{near_names(self.at, list(modules))}"
+            )
+        return modules[self.at]
+
+    def order(self) -> Iterator[tuple[str, int]]:
+        """Method and seed of each run. Methods take turns in being first, so that slow hours hit all alike."""
+        names = list(self.methods)
+        for i, seed in enumerate(self.seeds):
+            first = i % len(names)
+            yield from ((name, seed) for name in names[first:] + names[:first])
+
+    def description(self) -> dict[str, Any]:
+        """What must be the same for runs to belong together, JSON-able.
+
+        Raises:
+            TypeError: If a method is none.
+            ValueError: If a method's transforms do not fit each other or `at`.
+        """
+        import mtopt  # not at the top: mtopt itself imports this module
+
+        length = {"epochs": self.epochs} if self.seconds is None else {"seconds": self.seconds}
+        at = self.at if isinstance(self.at, str) else f"function {getattr(self.at, '__qualname__', type(self.at))}"
+        return {
+            "methods": {name: self._settings(name) for name in self.methods},
+            "seeds": list(self.seeds),
+            **length,
+            "at": at,
+            "metrics": self.make_metrics is not None,
+            "versions": {"mtopt": mtopt.__version__, "torch": torch.__version__},
+        }
+
+    def _settings(self, method: str) -> str:
+        parameter = nn.Parameter(torch.zeros(()))
+        at = self.at if isinstance(self.at, str) and self.at in SITES else nn.Identity()
+        try:
+            transforms = self.transforms(method, 0)
+            optimizer = MultiLossOptimizer(torch.optim.SGD([parameter]), transforms, at=at)
+        except Exception as error:
+            error.add_note(f"In `methods[{method!r}]`.")
+            raise
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer.pipeline))
