@@ -91,9 +91,10 @@ DATA = TensorDataset(torch.arange(24.0).reshape(8, 3))
         lambda: DataLoader(DATA, batch_size=2, shuffle=True),
         lambda: DataLoader(DATA, batch_size=2, shuffle=True, generator=torch.Generator()),
         lambda: lambda seed: (DATA[torch.randint(8, (2,))] for _ in range(3)),
-        lambda: lambda seed: [(torch.from_numpy(numpy.random.rand(2, 3)).float() + random.random(),) for _ in range(3)],
+        lambda: lambda seed: [(torch.from_numpy(numpy.random.rand(2, 3)).float(),) for _ in range(3)],
+        lambda: lambda seed: [(torch.full((2, 3), random.random()),) for _ in range(3)],
     ],
-    ids=["list", "loader", "loader with a generator", "generator", "numpy and python"],
+    ids=["list", "loader", "loader with a generator", "generator", "numpy", "python"],
 )
 def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(batches):
     starts, seen = [], []
