@@ -30,6 +30,7 @@ from .monitor import Monitor, Record
 from .optimizer import MultiLossOptimizer
 from .rows import per_loss_gradients
 from .signs import sign_dropout, sign_purity
+from .survey.report import ConflictReport, conflict_report
 
 __all__ = [
     "DWA",
@@ -43,6 +44,7 @@ __all__ = [
     "CAGrad",
     "Comparison",
     "ConFIG",
+    "ConflictReport",
     "ConstantWeights",
     "DualProj",
     "FairGrad",
@@ -67,6 +69,7 @@ __all__ = [
     "UPGrad",
     "UncertaintyWeighting",
     "compare",
+    "conflict_report",
     "per_loss_gradients",
     "sign_dropout",
     "sign_purity",
