@@ -554,6 +554,7 @@ def test_the_predicted_memory_of_a_joint_decision_is_that_of_a_step():
     assert 1 / 1.5 < more_memory(net, GradDrop(seed=1, marginalize=0), net.trunk) / cost.memory < 1.5
 
 
+@pytest.mark.long  # by the clock, so not where other programs run
 @pytest.mark.parametrize("at", ["activations", "parameters"])
 def test_the_predicted_time_is_that_of_a_step(at):
     """Within a factor of 3, at the best of several tries: other programs run at the same time."""
