@@ -698,6 +698,15 @@ def test_sparse_and_complex_parameters_are_looked_at_though_not_combined():
     assert_conflict(report.modules[1].conflict, rows)
 
 
+def test_where_losses_meet_at_sparse_parameters_nothing_can_be_combined():
+    net = Net(nn.Embedding(7, 5, sparse=True))
+    words = torch.arange(8) % 7
+    losses = {name: square(head(net.trunk(words)), 1) for name, head in net.heads.items()}
+    report = conflict_report(losses, net)
+    assert (report.costs, report.best.at) == ((), "parameters")
+    assert "would refuse" in report.notes[0]
+
+
 class Rotation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -771,6 +780,14 @@ def test_a_graph_that_is_freed_is_refused():
     losses = net.losses()
     sum(losses.values()).backward()
     with pytest.raises(RuntimeError, match="graph that an earlier backward has freed"):
+        conflict_report(losses, net)
+
+
+def test_a_complex_activation_is_refused():
+    net = Net()
+    z = torch.fft.rfft(net.trunk(net.x))
+    losses = [square(head(z.real @ net.x[:3, :1].expand(3, 5)), 0) for head in net.heads.values()]
+    with pytest.raises(TypeError, match=r"meet at a tensor of dtype torch\.complex128"):
         conflict_report(losses, net)
 
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..conflict import Conflict
-from ..graph import LossGraph
+from ..graph import LossGraph, Meeting
 from ..layer import FanOut
 from ..refusals import check_real
 from .modules import Modules, reach_of_edges
-from .rows import Batch, ConflictAt, RowsAt
+from .rows import Batch, ConflictAt, RowsAt, is_leaf
 
 ONE_PROCESS = "Call it on the bare model, in one process: `conflict_report(losses_of(bare, batch), bare)`."
 
@@ -35,8 +35,11 @@ def check_model(model: nn.Module) -> None:
         raise RuntimeError(f"`model` has its parameters split over several processes. {ONE_PROCESS}")
 
 
-def check_graph(graph: LossGraph) -> None:
+def check_graph(graph: LossGraph, meetings: Sequence[Meeting]) -> None:
     """Raise if the graph does not show what the losses share, or changes gradients on the way."""
+    for meeting in meetings:
+        if not is_leaf(meeting.edge):
+            check_real(meeting.dtype)
     if graph.sinks:
         raise RuntimeError(f"The `losses` come from a DistributedDataParallel. {ONE_PROCESS}")
     reach = None
@@ -86,11 +89,9 @@ def refusals_explained() -> Iterator[None]:
         ) from error
 
 
-def combines(batch: Batch) -> bool:
+def combines(batch: Batch, arrived: Sequence[RowsAt]) -> bool:
     """Whether `at="activations"` has something to combine, and does not refuse."""
-    for meeting in batch.several:
-        check_real(meeting.dtype)
-    return not all(batch.graph.disjoint(meeting) for meeting in batch.several)
+    return all(at.plain for at in arrived) and not all(batch.graph.disjoint(meeting) for meeting in batch.several)
 
 
 def notes_on(

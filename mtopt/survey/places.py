@@ -24,7 +24,6 @@ class Place:
         module: The name of the module for `at=module`, as in `model.named_modules()`; for another `at` one that may be
             named instead; `None` where none will do. The forward pass must call it as a whole, which the graph does not
             show.
-        code: What to write.
         marginalize: What GradDrop needs there; `None` is its default.
         code: What to write.
         reason: Why, in a sentence or two.

@@ -46,11 +46,11 @@ class ConflictReport:
 
     Attributes:
         losses: What each loss that is present is called.
-        modules: Each with its `name`, how many `parameters` of it are shared, the `losses` that reach them, and its
-            `conflict`; in the order of the forward pass.
+        modules: Each with its `name`, the `size` of what is shared of its own parameters, the `losses` that reach it,
+            and its `conflict`; in the order of the forward pass.
         total: The conflict over all shared parameters.
-        meetings: Where several losses meet at an activation: its `kind`, `shape`, `losses` and `conflict`. It is what
-            `at="activations"` acts on.
+        meetings: Where several losses meet at an activation: the `name` of the operation that made it, its `shape`,
+            `size`, `losses` and `conflict`. It is what `at="activations"` acts on.
         best: Where to combine the gradients: `at`, the name of the `module`, the `code` to write, and the `reason`.
         plain_seconds: What a backward of the plain sum takes.
         costs: The predicted backward at each place where there is something to combine: `at`, `seconds`, `times` (as a
@@ -148,7 +148,7 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
     graph.check_alive()
     meetings = graph.frontier()
     walk = perf_counter() - before
-    check_graph(graph)
+    check_graph(graph, meetings)
     modules = Modules(graph, model)
     device = modules.device
     batch = Batch(present, graph, cotangents(graph.roots, None), meetings, device)
@@ -176,7 +176,7 @@ def _surveyed(batch: Batch, modules: Modules, batching: Batching, walk: float) -
         if not is_leaf(meeting.edge)
     ]
     best, edge = best_place(batch, modules, arrived)
-    costs = [cost_at_activations(batch, plain, walk, arrived)] if combines(batch) else []
+    costs = [cost_at_activations(batch, plain, walk, arrived)] if combines(batch, arrived) else []
     if edge is not None:
         costs.append(cost_at_module(batch, plain, walk, edge, best))
     flat = [at for mine in sites.values() for at in mine]

@@ -78,9 +78,6 @@ class RowsAt:
         self.rows.append(torch.view_as_real(dense.resolve_conj()) if row.is_complex() else dense)
         self.positions.append(position)
 
-    def sum(self) -> Tensor | None:
-        return torch.stack(self.rows).sum(0) if self.rows else None
-
 
 @dataclass(frozen=True)
 class ConflictAt:
@@ -153,7 +150,7 @@ def rows_at_meetings(batch: Batch) -> list[RowsAt]:
     meetings = batch.several
     found = [RowsAt() for _ in meetings]
     if meetings:
-        with rows_taken(meetings, [(at.add, at.sum) for at in found]):
+        with rows_taken(meetings, [(at.add, _nothing) for at in found]):
             torch.autograd.grad(
                 [gradient_edge(origin) for origin in batch.graph.origins],
                 [gradient_edge(meeting.edge) for meeting in meetings],
@@ -171,6 +168,10 @@ def rows_thrown_away(batch: Batch, edges: Sequence[Edge], batching: Batching) ->
     """For the clock: to hold all rows takes time that a step need not spend."""
     for _ in rows_below(batch.graph, batch.starts, edges, batching, retain_graph=True):
         pass
+
+
+def _nothing() -> None:
+    """What goes on from a meeting: only what the losses themselves bring there is asked for."""
 
 
 @contextmanager
