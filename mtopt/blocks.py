@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, RowTransform, Site
-from .products import gramian, side_by_side, stacked_if_small, weighted_sum, wide
-from .sums import Scratch, wide_dtype
+from .products import gramian, side_by_side, stacked_if_small, weighted_sum
+from .sums import Scratch, wide_dtype, widen
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Block:
             return
         if not weights.mixing:
             pairs = zip(self.rows, weights.of(self.indices), strict=True)
-            self.rows = [(wide(row) * weight).to(row.dtype) for row, weight in pairs]
+            self.rows = [(widen(row) * weight).to(row.dtype) for row, weight in pairs]
         else:  # a mixed row may exist for a loss that has none of its own here
             mixed = list(self.site.losses.indices)
             rows = side_by_side(self.rows)
-            matrix = weights.matrix(mixed, self.indices).to(wide(rows))
-            self.rows, self.indices = torch.tensordot(matrix, wide(rows), 1).to(rows.dtype), mixed
+            matrix = weights.matrix(mixed, self.indices).to(widen(rows))
+            self.rows, self.indices = torch.tensordot(matrix, widen(rows), 1).to(rows.dtype), mixed
 
     def transformed(self, transform: RowTransform) -> Tensor:
         rows = side_by_side(self.rows)
         losses = self.site.losses.only(self.indices)
         scale = None if transform.scale_equivariant else losses.scale
         # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
-        new = transform.transform(rows if scale is None else wide(rows) / scale, replace(self.site, losses=losses))
+        new = transform.transform(rows if scale is None else widen(rows) / scale, replace(self.site, losses=losses))
         return new if scale is None else (new * scale).to(rows.dtype)
 
     def sum(self, weights: Weights) -> Tensor:

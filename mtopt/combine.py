@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .blocks import Block, Weights, gramian_weights
+from .blocks import Block, gramian_weights
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
 from .products import Rows
 
@@ -86,22 +86,16 @@ class Held:
                 results[i] = rows[0]
             elif rows:
                 blocks[i] = Block(rows, self.losses.at(positions), self.sites[i])
-        weights: Weights | None = None
-        for transform in self.transforms:
-            for block in blocks.values():
-                block.weigh(weights)
-            weights = None
-            if isinstance(transform, GramianTransform):
-                weights = gramian_weights(transform, blocks.values())
-            elif transform is not self.transforms[-1]:
-                for block in blocks.values():
-                    block.rows = block.transformed(transform)
+        *first, last = self.transforms
+        for transform in first:
+            _pass(transform, blocks.values())
+        weights = gramian_weights(last, blocks.values()) if isinstance(last, GramianTransform) else None
         for i in list(blocks):
             block = blocks.pop(i)  # so that its rows can be freed
             if weights is not None:
                 results[i] = block.sum(weights)
-            elif isinstance(transform, RowTransform):
-                results[i] = block.sum_transformed(transform)
+            elif isinstance(last, RowTransform):
+                results[i] = block.sum_transformed(last)
         return results
 
 
@@ -111,14 +105,19 @@ def rows_after(
     """The rows of each site behind all transforms, and the places of their losses in the user's list."""
     blocks = [Block(*site) for site in sites]
     for transform in transforms:
-        if isinstance(transform, GramianTransform):
-            weights = gramian_weights(transform, blocks)
-            for block in blocks:
-                block.weigh(weights)
-        else:
-            for block in blocks:
-                block.rows = block.transformed(transform)
+        _pass(transform, blocks)
     return [(block.indices, block.rows) for block in blocks]
+
+
+def _pass(transform: GramianTransform | RowTransform, blocks: Collection[Block]) -> None:
+    """Take all blocks through a transform."""
+    if isinstance(transform, GramianTransform):
+        weights = gramian_weights(transform, blocks)
+        for block in blocks:
+            block.weigh(weights)
+    else:
+        for block in blocks:
+            block.rows = block.transformed(transform)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:

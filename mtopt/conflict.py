@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .products import gramian, wide
-from .sums import solid_dtype
+from .products import gramian
+from .sums import solid_dtype, widen
 
 BINS = 20
 
@@ -99,7 +99,7 @@ class Conflict:
 def _sums(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Of all numbers, and of those above 0, coordinate by coordinate."""
     first, *others = rows
-    total = wide(first).clone()
+    total = widen(first).clone()
     positive = total.clamp_min(0)
     for row in others:
         total += row

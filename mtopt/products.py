@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sums import Scratch, solid_dtype, wide_dtype
+from .sums import Scratch, solid_dtype, wide_dtype, widen
 
 PART = 2**20
 """Numbers looked at together: on a CPU they shall stay in its cache."""
@@ -29,7 +29,7 @@ def stacked_if_small(rows: Sequence[Tensor]) -> Rows:
 def gramian(rows: Rows, scratch: Scratch | None = None) -> Tensor:
     """The inner products of the rows with each other, shape `(T, T)`, in float64."""
     if isinstance(rows, Tensor):
-        flat = wide(rows).reshape(len(rows), -1)
+        flat = widen(rows).reshape(len(rows), -1)
         return (flat @ flat.T).to(solid_dtype(rows.device))
     scratch = Scratch() if scratch is None else scratch
     flats = [row.reshape(-1) for row in rows]
@@ -46,7 +46,7 @@ def gramian(rows: Rows, scratch: Scratch | None = None) -> Tensor:
 def weighted_sum(rows: Rows, weights: Sequence[float]) -> Tensor:
     r"""$\sum_i w_i g_i$, summed up in float32 or wider, in the rows' dtype."""
     if isinstance(rows, Tensor):
-        flat = wide(rows).reshape(len(rows), -1)
+        flat = widen(rows).reshape(len(rows), -1)
         return (flat.T @ flat.new_tensor(weights)).view(rows.shape[1:]).to(rows.dtype)
     total = torch.empty(rows[0].shape, dtype=wide_dtype(rows[0].dtype), device=rows[0].device)
     into, flats = total.view(-1), [row.reshape(-1) for row in rows]
@@ -55,8 +55,3 @@ def weighted_sum(rows: Rows, weights: Sequence[float]) -> Tensor:
         for flat, weight in zip(flats[1:], weights[1:], strict=True):
             part.add_(flat[start : start + PART], alpha=weight)
     return total.to(rows[0].dtype)
-
-
-def wide(rows: Tensor) -> Tensor:
-    """Half-precision rows in float32, where weights neither overflow nor are rounded."""
-    return rows.to(wide_dtype(rows.dtype))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sums import Keep, SignSums, keep_probability, norm_ratio, wide_dtype
+from .sums import Keep, SignSums, keep_probability, norm_ratio, wide_dtype, widen
 
 
 def sign_purity(rows: Tensor) -> Tensor:
@@ -145,10 +145,6 @@ def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tenso
 def draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """U ~ Uniform[0, 1), in float32 or wider: half-precision draws reach 1 and would drop unanimous gradients."""
     return torch.rand(tuple(shape), dtype=wide_dtype(like.dtype), device=like.device, generator=generator)
-
-
-def widen(rows: Tensor) -> Tensor:
-    return rows.to(wide_dtype(rows.dtype))
 
 
 def decision_shape(shape: Sequence[int], dims: tuple[int, ...] | None) -> tuple[int, ...]:

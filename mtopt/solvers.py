@@ -30,16 +30,18 @@ def min_norm(gramian: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def dual_cone_projection(gramian: Tensor, weights: Tensor) -> Tensor:
+def dual_cone_projection(gramian: Tensor, weights: Tensor, eps: float = 0.0) -> Tensor:
     r"""Weights of the vector nearest to $\sum_i w_i g_i$ that conflicts with no row: $\arg\min_{v \ge w} v^T G v$.
 
     Args:
         gramian: Shape `(T, T)`.
         weights: $w \ge 0$, shape `(T,)`, or `(B, T)` for several vectors. It is kept for a row of zeros.
+        eps: What is added to the diagonal of $G$, as a share of its trace.
 
     Source:
         Proposition 1 of Quinton, Rey 2024, [arXiv:2406.16232](https://arxiv.org/abs/2406.16232).
     """
+    gramian = gramian + eps * gramian.trace() * torch.eye(len(gramian), dtype=gramian.dtype)
     projected = weights.clone()
     here = gramian.diagonal() > 0
     if here.any():

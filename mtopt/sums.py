@@ -132,6 +132,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def widen(rows: Tensor) -> Tensor:
+    """Half-precision rows in float32, where sums and weights neither overflow nor are rounded."""
+    return rows.to(wide_dtype(rows.dtype))
+
+
 def solid_dtype(device: torch.device) -> torch.dtype:
     """The widest dtype that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -12,7 +12,7 @@ from torch import Tensor
 from .combine import Combination, rows_after, without_autocast
 from .conflict import Conflict
 from .methods.base import GramianTransform, Losses, RowTransform, Site
-from .products import wide
+from .sums import widen
 
 
 class Watch(Protocol):
@@ -91,4 +91,4 @@ class Watched:
 
 
 def _mass(row: Tensor) -> float:
-    return float(torch.linalg.vector_norm(wide(row), 1))
+    return float(torch.linalg.vector_norm(widen(row), 1))

@@ -210,8 +210,8 @@ def test_peak_memory_counts_what_is_alive_at_once(monkeypatch):
         torch.ones(1000)
         torch.ones(2000)
 
-    assert cost._peak_bytes(keeps) == 12_000
-    assert cost._peak_bytes(frees) == 8_000
+    assert cost.peak_on_cpu(keeps) == 12_000
+    assert cost.peak_on_cpu(frees) == 8_000
 
 
 # -- what is claimed ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int | None:
     if device.type != "cpu" or torch._C._autograd._profiler_enabled():
         step()
         return None
-    return _peak_on_cpu(step)
+    return peak_on_cpu(step)
 
 
 def _peak_on_cuda(step: Callable[[], None], device: torch.device) -> int:
@@ -34,7 +34,8 @@ def _peak_on_cuda(step: Callable[[], None], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_on_cpu(step: Callable[[], None]) -> int:
+def peak_on_cpu(step: Callable[[], None]) -> int:
+    """Take the step; the most bytes of tensors on the CPU that were alive at once, of those allocated in it."""
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     with TemporaryDirectory() as folder:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from ..comparison.memory import peak_on_cpu
 from .data import make_data
 from .intervals import Interval, median_interval
 from .training import BATCH, METHODS, PLAIN, start, train_step
@@ -39,7 +35,7 @@ def measure_costs(seed: int) -> dict[str, Cost]:
     memory = {}
     for method, (_, optimizer) in learners.items():
         optimizer.zero_grad()
-        memory[method] = _peak_bytes(steps[method])
+        memory[method] = peak_on_cpu(steps[method])
     return {
         method: Cost(median_interval(times[method] / times[PLAIN]), memory[method] / memory[PLAIN])
         for method in METHODS
@@ -57,20 +53,3 @@ def _interleaved_times(steps: Mapping[str, Callable[[], None]]) -> dict[str, tor
             steps[name]()
             times[name].append(time.perf_counter() - before)
     return {name: torch.tensor(values[WARM_UP:], dtype=torch.float64) for name, values in times.items()}
-
-
-def _peak_bytes(step: Callable[[], None]) -> int:
-    """Most bytes of tensors that were alive at once, of those allocated during the step."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr when it starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak

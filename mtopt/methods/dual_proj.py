@@ -40,5 +40,4 @@ class DualProj(GramianTransform):
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         mean = torch.full_like(gramian.diagonal(), 1 / len(gramian))
-        ridge = self.eps * gramian.trace() * torch.eye(len(gramian), dtype=gramian.dtype)
-        return dual_cone_projection(gramian + ridge, mean)
+        return dual_cone_projection(gramian, mean, self.eps)

@@ -19,9 +19,8 @@ from ..signs import (
     kept_shares,
     marginal,
     pick_positive,
-    widen,
 )
-from ..sums import Keep, Scratch, SignSums, norm_ratio
+from ..sums import Keep, Scratch, SignSums, norm_ratio, widen
 from .base import Losses, RowTransform, Site, Stream
 from .settings import Setting, by_loss, check_setting
 

@@ -41,5 +41,5 @@ class UPGrad(GramianTransform):
         self.eps = check_not_negative(eps, "eps")
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
-        each = torch.eye(len(gramian), dtype=gramian.dtype)
-        return dual_cone_projection(gramian + self.eps * gramian.trace() * each, each / len(gramian))
+        each = torch.eye(len(gramian), dtype=gramian.dtype) / len(gramian)
+        return dual_cone_projection(gramian, each, self.eps)
