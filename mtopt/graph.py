@@ -156,10 +156,11 @@ class LossGraph:
         """Whether the losses read different parts of the tensor, so that no coordinate is reached by two of them."""
         if meeting.roots or not all(node.name() in _SELECTING | _SPLITTING for node, _, _ in meeting.entries):
             return False
+        reach_of = self.reach_of_edges()
         read: dict[int, Tensor] = {}  # for each loss where it reads
         for node, k, _ in meeting.entries:
             for number, metadata in enumerate(node._input_metadata):
-                reach = self._reach_of_edge((node, number))
+                reach = reach_of.get((node, number), 0)
                 if reach & (reach - 1):
                     return False
                 gradients: list[Tensor | None] = [None] * len(node._input_metadata)
@@ -169,13 +170,16 @@ class LossGraph:
                 read[reach] = read[reach] | part if reach in read else part
         return int(sum(part.int() for part in read.values()).max()) < 2  # type: ignore[union-attr]
 
-    def _reach_of_edge(self, edge: Edge) -> int:
-        """The losses that reach one output of a node, as a bit mask."""
-        mask = sum(1 << loss for loss, root in enumerate(self.roots) if root == edge)
+    def reach_of_edges(self) -> dict[Edge, int]:
+        """For each edge, one output of a node, the losses that reach it, as a bit mask."""
+        reach = dict.fromkeys(self.roots, 0)
+        for loss, root in enumerate(self.roots):
+            reach[root] |= 1 << loss
         for node, children in self.edges.items():
-            if edge in children:
-                mask |= self.reach[node]
-        return mask
+            for edge in children:
+                if edge[0] is not None:
+                    reach[edge] = reach.get(edge, 0) | self.reach[node]  # type: ignore[index, arg-type]
+        return reach
 
     def nested(self, meetings: Sequence[Meeting]) -> bool:
         """Whether one meeting lies below another (a skip connection)."""

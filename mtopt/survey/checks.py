@@ -12,7 +12,7 @@ from ..conflict import Conflict
 from ..graph import LossGraph, Meeting
 from ..layer import FanOut
 from ..refusals import check_real
-from .modules import Modules, reach_of_edges
+from .modules import Modules
 from .rows import Batch, ConflictAt, RowsAt, is_leaf
 
 ONE_PROCESS = "Call it on the bare model, in one process: `conflict_report(losses_of(bare, batch), bare)`."
@@ -56,7 +56,7 @@ def check_graph(graph: LossGraph, meetings: Sequence[Meeting]) -> None:
                 "for this forward pass: then it lets them through."
             )
         if node.name() == COMPILED and graph.shared(node):
-            reach = reach_of_edges(graph) if reach is None else reach
+            reach = graph.reach_of_edges() if reach is None else reach
             if len({mask for edge, mask in reach.items() if edge[0] is node}) > 1:
                 raise RuntimeError(HIDDEN)
 

@@ -83,7 +83,7 @@ class Modules:
         everyone = (1 << len(self.graph.roots)) - 1
         found = [
             edge
-            for edge, mask in reach_of_edges(self.graph).items()
+            for edge, mask in self.graph.reach_of_edges().items()
             if mask == everyone and not is_leaf(edge) and edge[0] in self.fed and self._all_before(edge[0])
         ]
         return sorted(found, key=lambda edge: edge[0]._sequence_nr(), reverse=True)
@@ -118,15 +118,3 @@ class Modules:
                 text += f"[{part}]" if part.isdigit() else f".{part}"
             module = module.get_submodule(part)
         return text
-
-
-def reach_of_edges(graph: LossGraph) -> dict[Edge, int]:
-    """For each edge the losses that reach it, as a bit mask."""
-    reach = dict.fromkeys(graph.roots, 0)
-    for loss, root in enumerate(graph.roots):
-        reach[root] |= 1 << loss
-    for node, children in graph.edges.items():
-        for edge in children:
-            if edge[0] is not None:
-                reach[edge] = reach.get(edge, 0) | graph.reach[node]  # type: ignore[index, arg-type]
-    return reach
