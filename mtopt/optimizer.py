@@ -27,6 +27,7 @@ from .methods.base import Transform
 from .methods.graddrop import GradDrop
 from .parameters import backward_at_parameters
 from .pipeline import Pipeline
+from .report import transforms_explained
 from .sites import MarkSite, check_at
 from .step import Step
 
@@ -181,11 +182,10 @@ class MultiLossOptimizer(Optimizer):
         return evaluate
 
     def explain(self) -> str:
-        """What the last backward did: the engine, the sites, and which losses share what."""
-        first = f"{self!r}"
-        if self._memory["report"] is None:
-            return f"{first}\nno losses yet: call .step(losses) or .backward(losses)"
-        return f"{first}\n{self._memory['report']}"
+        """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
+        last = self._memory["report"] or "no losses yet: call .step(losses) or .backward(losses)"
+        transforms = transforms_explained(self.pipeline.transforms)
+        return f"{self!r}\n{last}\n{transforms}\ninner optimizer: {type(self.inner).__name__}, which takes the step"
 
     @property
     def transforms(self) -> list[Transform]:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
+
+from .methods.base import Transform
+
+SHOWN = 8
+WIDTH = 100
 
 
 @dataclass
@@ -15,16 +23,17 @@ class SiteReport:
     losses: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.shape}: losses {', '.join(self.losses)}"
+        return f"{self.kind} {self.shape}: losses {_listed(self.losses)}"
 
 
 @dataclass
 class Report:
-    """One backward: the engine and why, what to do if it is slow, the sites, the parameters' owners."""
+    """One backward: the losses, the engine and why, what to do if it is slow, the sites, the parameters' owners."""
 
     engine: str
     reason: str
     slow: str
+    losses: tuple[str, ...] = ()
     sites: list[SiteReport] = field(default_factory=list)
     shared: int = 0
     exclusive: int = 0
@@ -32,20 +41,42 @@ class Report:
     ranks: int = 1
 
     def __str__(self) -> str:
-        lines = [f"engine: {self.engine}"]
+        return "\n".join(line for text in self._lines() for line in _wrapped(text))
+
+    def _lines(self) -> Iterator[str]:
+        yield f"losses: {_listed(self.losses)}"
+        yield f"engine: {self.engine}"
+        yield f"  why: {self.reason}"
+        yield f"  if it is slow: {self.slow}"
         if self.batching:
-            lines.append(f"per-loss gradients: {self.batching}")
+            yield f"  per-loss gradients: {self.batching}"
         if self.ranks > 1:
-            lines.append(f"ranks: {self.ranks}, in agreement")
-        lines.append(f"parameters: {self.shared} shared by several losses, {self.exclusive} exclusive to one")
+            yield f"ranks: {self.ranks}, in agreement"
         if self.sites:
             numbers = sum(math.prod(site.shape) for site in self.sites)
-            lines.append(f"sites: {len(self.sites)}, {numbers:,} coordinates in all")
-            lines += [f"  {site}" for site in self.sites[:SHOWN]]
+            yield f"sites, where rows (one gradient per loss) are combined: {len(self.sites)}, {numbers:,} numbers"
+            yield from (f"  {site}" for site in self.sites[:SHOWN])
             if len(self.sites) > SHOWN:
-                lines.append(f"  ... and {len(self.sites) - SHOWN} more")
-        lines += [f"why: {self.reason}", f"if it is slow: {self.slow}"]
-        return "\n".join(lines)
+                yield f"  ... and {len(self.sites) - SHOWN} more"
+        yield (
+            f"parameters: {self.shared} shared by several losses get the combined gradient, "
+            f"{self.exclusive} exclusive to one get its own"
+        )
 
 
-SHOWN = 8
+def transforms_explained(transforms: Sequence[Transform]) -> str:
+    """Each transform and the first line of its docstring."""
+    lines = ["transforms, in this order:"] if transforms else ["transforms: none, which is the plain sum of the losses"]
+    for transform in transforms:
+        first, _, _ = (inspect.getdoc(type(transform)) or "").partition("\n")
+        lines += _wrapped(f"  {type(transform).__name__}: {first}".removesuffix(": "))
+    return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()))
+    return wrap(text, WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)

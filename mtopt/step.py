@@ -135,8 +135,9 @@ class Step:
         self, engine: str, reason: str, slow: str, sites: Iterable[SiteReport] = (), batching: str = ""
     ) -> Report:
         shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
+        losses = tuple(self.losses.label(loss) for loss in range(len(self.losses)))
         return Report(
-            engine, reason, slow, list(sites), sum(shared), len(shared) - sum(shared), batching, self.ranks.size
+            engine, reason, slow, losses, list(sites), sum(shared), len(shared) - sum(shared), batching, self.ranks.size
         )
 
     def site_report(self, kind: str, shape: tuple[int, ...], losses: Iterable[int]) -> SiteReport:

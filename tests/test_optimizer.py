@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -532,7 +533,7 @@ def test_repr_and_explain_say_what_happens():
     assert "no losses yet" in optimizer.explain()
     optimizer.step(dict(zip(["seg", "depth"], net(batches[0]), strict=True)))
     told = optimizer.explain()
-    for part in ("one ordinary backward", "1 shared by several losses, 2 exclusive", "(6, 4): losses seg, depth"):
+    for part in ("one ordinary backward", "1 shared by several losses", "(6, 4): losses seg, depth"):
         assert part in told
     _, batches, _, at_parameters = make("AdamW", at="parameters")
     net = make("AdamW")[0]
@@ -578,6 +579,26 @@ def test_explain_says_why_and_what_to_do_if_it_is_slow(at, transforms, reason, s
     optimizer = MultiLossOptimizer(inner, transforms, at=trunk if at == "module" else at)
     z = trunk(torch.ones(2, 4))
     optimizer.step([head(z).square().mean() for head in heads])
-    told = dict(line.split(": ", 1) for line in optimizer.explain().splitlines()[1:] if not line.startswith(" "))
+    lines = re.sub(r"\n {6,}", " ", optimizer.explain()).splitlines()  # wrapped lines in one
+    told = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
     assert reason in told["why"]
     assert slow in told["if it is slow"]
+
+
+def test_explain_says_of_each_transform_what_it_is_and_fits_on_a_screen():
+    class Halved(mtopt.RowTransform):
+        def transform(self, rows, site):
+            return rows / 2
+
+    net, batches, _, optimizer = make("AdamW", [mtopt.DWA(), GradDrop(), Halved()])
+    optimizer.step(net(batches[0]))
+    lines = optimizer.explain().splitlines()
+    first = lines.index("transforms, in this order:")
+    assert lines[first + 1].startswith("  DWA: Dynamic Weight Average")
+    assert any(line.startswith("  GradDrop: Gradient Sign Dropout") for line in lines)
+    assert any(line.startswith("  Halved") for line in lines)
+    assert lines[-1] == "inner optimizer: AdamW, which takes the step"
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 100
+    plain = make("AdamW", [])[3]
+    assert "transforms: none, which is the plain sum of the losses" in plain.explain()

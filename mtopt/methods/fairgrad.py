@@ -10,7 +10,7 @@ from .settings import check_positive
 
 
 class FairGrad(GramianTransform):
-    r"""Fair resource allocation: the direction of largest $\alpha$-fair utility of the losses' gains.
+    r"""Fair resource allocation: the direction of largest α-fair utility of the losses' gains.
 
     $$G w = w^{-1/\alpha}, \quad w > 0$$
 
