@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Protocol
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from .conflict import BINS, Conflict
 from .layer import MultiLossLayer
 from .methods.base import Losses
 from .optimizer import MultiLossOptimizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Writer(Protocol):
@@ -30,12 +34,16 @@ class Record:
     Attributes:
         step: Its number, from 0.
         numbers: Each under a name such as `site0/norm/seg`.
+        losses: What each loss that was present is called.
         purity: For each site, how many coordinates have a purity in each of 20 equal parts of [0, 1].
+        cosines: For each site, those of each two losses' gradients, `(T, T)` in the order of `losses`.
     """
 
     step: int
     numbers: dict[str, float] = field(default_factory=dict)
+    losses: tuple[str, ...] = ()
     purity: dict[str, list[float]] = field(default_factory=dict)
+    cosines: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 class Monitor:
@@ -115,6 +123,28 @@ class Monitor:
         """The records, oldest first."""
         return list(self._records)
 
+    def plot(self, path: str | PathLike[str] | None = None, *, site: str = "site0") -> Figure:
+        """Draw the losses, the purity and the cosines over the records.
+
+        Args:
+            path: Where to save the picture; its suffix chooses the format. `None` saves nothing.
+            site: Which site to draw.
+
+        Returns:
+            The figure, of matplotlib.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no record has such a site.
+        """
+        from .pictures.monitor import draw
+
+        records = [record for record in self._records if site in record.purity]
+        if not records:
+            known = sorted({site for record in self._records for site in record.purity})
+            raise ValueError(f"`site` is {site!r}, but the records have {', '.join(known) or 'no site yet'}.")
+        return draw(records, site, path)
+
     def remove(self) -> None:
         """Look no more. What was seen stays."""
         if self._pipeline.watch is self:
@@ -138,9 +168,11 @@ class Monitor:
 
     def see(self, conflict: Conflict, kept: dict[str, float]) -> None:
         site = f"site{len(self._open.purity)}"
-        self._open.purity[site] = conflict.histogram.tolist()
-        numbers = {f"norm/{name}": norm for name, norm in zip(conflict.losses, conflict.norms.tolist(), strict=True)}
         cosines = conflict.cosines.tolist()
+        self._open.losses = conflict.losses
+        self._open.purity[site] = conflict.histogram.tolist()
+        self._open.cosines[site] = cosines
+        numbers = {f"norm/{name}": norm for name, norm in zip(conflict.losses, conflict.norms.tolist(), strict=True)}
         for (i, one), (j, other) in combinations(enumerate(conflict.losses), 2):
             numbers[f"cosine/{one}/{other}"] = cosines[i][j]
         numbers |= {"purity": conflict.purity, "conflict": conflict.share}

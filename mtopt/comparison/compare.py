@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -33,6 +33,9 @@ from .statistics import summarize
 from .study import Study
 from .table import as_rich, as_text, sentences
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -42,9 +45,10 @@ class Comparison:
         study: What was compared: `methods` with their settings, `seeds`, `epochs` or `seconds`, `at`,
             whether there are `metrics`, `versions`.
         runs: The finished runs, ordered by seed, then method. Each is a dict with `method`, `seed`, `losses` and
-            `metrics` by name, `steps`, `seconds_per_step` (the median, without the first two steps), `memory` (peak
-            bytes of the second step, beyond weights and optimizer state; `None` where not known), `diverged` (`None`,
-            or what was not finite), `optimizer` and `start` (a digest of the weights that it started from).
+            `metrics` by name, `curves` (for each loss its mean in each of 20 equal parts of the run), `steps`,
+            `seconds_per_step` (the median, without the first two steps), `memory` (peak bytes of the second step,
+            beyond weights and optimizer state; `None` where not known), `diverged` (`None`, or what was not finite),
+            `optimizer` and `start` (a digest of the weights that it started from).
         complete: Whether all runs are finished.
     """
 
@@ -55,6 +59,24 @@ class Comparison:
     def table(self) -> Any:
         """The table as a `rich.table.Table`, for a terminal or a notebook."""
         return as_rich(summarize(self.runs, self.study["methods"]))
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, trade_off: Sequence[str] | None = None) -> Figure:
+        """Draw the losses over the training, two quantities against each other, and the costs.
+
+        Args:
+            path: Where to save the picture; its suffix chooses the format. `None` saves nothing.
+            trade_off: Names of two losses or metrics. `None` takes the first two metrics, or losses.
+
+        Returns:
+            The figure, of matplotlib.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no run is finished, or `trade_off` are not two names.
+        """
+        from .plot import plot
+
+        return plot(self.runs, summarize(self.runs, self.study["methods"]), trade_off, path)
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, JSON-able: `quantities` with the results of each method, `costs`, and what was compared."""
@@ -106,7 +128,8 @@ def compare(
         methods: Names of mtopt's methods; or a dict of a transform, a list of them, or a function that makes these, by
             names of your own. Each run has copies of its own, whose random numbers differ from seed to seed.
         seeds: How many, counted from 0, or which. Below 3 there is no test.
-        make_optimizer: From the parameters to the optimizer that is wrapped; `None` is `Adam(parameters, lr=1e-3)`.
+        make_optimizer: From the parameters to the optimizer that is wrapped; `None` is `Adam(parameters, lr=1e-3)`. A
+            learning-rate scheduler goes along with it: `inner.register_step_post_hook(lambda *_: scheduler.step())`.
         make_metrics: From the trained model, in `eval()`, to a dict of numbers, of which larger ones are better: give
             the negative of an error.
         at: Where gradients are combined: `"activations"`, `"parameters"`, the name of a submodule, or a function of

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
@@ -22,6 +23,7 @@ from .randomness import RandomStream
 from .returned import described, losses_by_name, new_model, new_optimizer, numbers_by_name, value_of, weights_digest
 from .study import Study
 
+PARTS = 20  # of a run, for the curves of its losses
 FREE_STEPS = 2  # The first warms up and in the second memory is measured: their time counts for nothing.
 
 RunRecord = dict[str, Any]
@@ -165,6 +167,7 @@ class _Training:
             "method": self.method,
             "seed": self.seed,
             "losses": self._mean_losses(),
+            "curves": self._curves(),
             "metrics": self._metrics(earlier),
             "steps": len(self.values),
             "seconds_per_step": median(self.times) if self.times else None,
@@ -179,9 +182,17 @@ class _Training:
         if self.diverged:
             return dict.fromkeys(self.names)
         first = self.last_epoch if self.study.seconds is None else len(self.values) * 9 // 10
-        columns = zip(*self.values[first:], strict=True)
-        present = [[value for value in column if not math.isnan(value)] for column in columns]
-        return {name: fmean(values) if values else None for name, values in zip(self.names, present, strict=True)}
+        return dict(zip(self.names, _means(self.values[first:]), strict=True))
+
+    def _curves(self) -> dict[str, list[float | None]]:
+        """The mean of each loss in each of the equal parts of the run, which are fewer where there are fewer steps."""
+        assert self.names is not None
+        if self.diverged:
+            return {name: [] for name in self.names}
+        n = min(PARTS, len(self.values))
+        ends = [len(self.values) * i // n for i in range(n + 1)]
+        parts = [_means(self.values[start:end]) for start, end in pairwise(ends)]
+        return dict(zip(self.names, map(list, zip(*parts, strict=True)), strict=True))
 
     def _metrics(self, earlier: Sequence[RunRecord]) -> dict[str, float | None]:
         if self.study.make_metrics is None or self.diverged:
@@ -189,3 +200,9 @@ class _Training:
         self.model.eval()
         before = next((run["metrics"] for run in earlier if not run["diverged"]), None)
         return numbers_by_name(self.study.make_metrics(self.model), before)
+
+
+def _means(values: Sequence[Sequence[float]]) -> list[float | None]:
+    """Of each column, without the NaN of absent losses; `None` where nothing is left."""
+    present = [[value for value in column if not math.isnan(value)] for column in zip(*values, strict=True)]
+    return [fmean(column) if column else None for column in present]

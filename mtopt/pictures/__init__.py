@@ -1,0 +1,1 @@
+"""Pictures of numbers that others have found. Needs matplotlib, when it draws."""
