@@ -45,17 +45,8 @@ def show(results: Results, console: Console) -> None:
 def as_json(results: Results, settings: dict[str, Any], *, complete: bool) -> dict[str, Any]:
     """Everything that was measured, with what it was measured on."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        **about(" ".join(sys.argv), settings),
         "complete": complete,
-        "settings": settings,
-        "machine": _machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchjd": version("torchjd"),
-            "mtopt": mtopt.__version__,
-        },
         "time": [
             {"model": model, "losses": n_losses, "method": method, **_summary(series, cells.get(PLAIN))}
             for (model, n_losses), cells in results.time.items()
@@ -93,6 +84,22 @@ def as_json(results: Results, settings: dict[str, Any], *, complete: bool) -> di
             {"method": name, **_summary(series, None)} for name, series in results.traffic.items() if series.samples
         ],
         "checks": [{**asdict(check), "passed": check.passed} for check in checks(results)],
+    }
+
+
+def about(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What results are worth nothing without: when and how they were measured, and on what."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": settings,
+        "machine": _machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchjd": version("torchjd"),
+            "mtopt": mtopt.__version__,
+        },
     }
 
 
@@ -206,7 +213,7 @@ def _machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 

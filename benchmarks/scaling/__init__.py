@@ -1,0 +1,1 @@
+"""How the cost of a step grows: measured, fitted, and worked out for a size that no test machine has."""
