@@ -1,0 +1,1 @@
+"""Which methods help on the problems, at equal wall-clock time and after equal tuning: `python benchmarks/evidence`."""

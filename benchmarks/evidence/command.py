@@ -1,0 +1,86 @@
+"""The command: `python benchmarks/evidence`. Says what is done, and writes a file of results per problem."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sinusoids
+import torch
+from checks import Results
+from data import FOLDER, DataError
+from problems import PROBLEMS, QUICK
+from report import as_json
+from rich.console import Console
+
+from evidence.runs import Job, workers
+from evidence.study import Study
+from evidence.table import show
+from mtopt.comparison.progress import progress_bar
+
+BENCHMARKS = Path(__file__).parents[1]
+NAMES = ["sinusoids", *PROBLEMS]
+QUICK_NAMES = ["sinusoids", *QUICK]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--methods", nargs="+", default=[], help="these alone, beside the plain sum; all, if not given")
+    parser.add_argument("--seeds", type=int, default=0, help="of the tested runs; 0: 5, or 10 where runs differ more")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--folder", type=Path, default=FOLDER / "runs", help="where finished runs are kept")
+    parser.add_argument("--results", type=Path, help="where to write; benchmarks/results, or in --folder if --quick")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny problems that need no fetching: a trial, no evidence"
+    )
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    results = args.results or (args.folder / "quick" if args.quick else BENCHMARKS / "results")
+    results.mkdir(parents=True, exist_ok=True)
+    for name in QUICK_NAMES if args.quick else args.problems:
+        start = time.monotonic()
+        try:
+            found = _sinusoids(args.quick) if name == "sinusoids" else _study(name, args)
+        except DataError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("Stopped. What is finished is kept: the same command goes on from there.", file=sys.stderr)
+            return 130
+        (results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        Console().print(show(found))
+        print(f"{name}: {time.monotonic() - start:.0f} s, written to {results / f'{name}.json'}")
+    return 0
+
+
+def _study(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    study = Study(name, tuple(args.methods), args.seeds, args.folder)
+    done = 0
+    with workers(args.workers) as pool, progress_bar(study.n_jobs(), shown=True) as report:
+
+        def advance(job: Job) -> None:
+            nonlocal done
+            done += 1
+            report(f"{job.problem}: {job.kind}, {job.method}", done)
+
+        report(f"{name}: the costs of a step", 0)
+        found = study.results(pool, advance)
+    return {"name": name, **_header(study.described()), **found}
+
+
+def _sinusoids(quick: bool) -> dict[str, Any]:
+    found = sinusoids.measure(50 if quick else sinusoids.STARTS)
+    return {"name": "sinusoids", **_header(found.pop("settings")), **found}
+
+
+def _header(settings: dict[str, Any]) -> dict[str, Any]:
+    """When, on what and with what."""
+    known = as_json(Results(), settings, complete=True)
+    command = " ".join(["python", "benchmarks/evidence", *sys.argv[1:]])
+    return {**{key: known[key] for key in ("date", "machine", "versions", "settings")}, "command": command}

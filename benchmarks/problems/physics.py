@@ -1,0 +1,171 @@
+"""Physics-informed networks: a network with its first and second derivatives, Helmholtz' and Burgers' equations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .base import Batch, Problem
+
+LEAST = 1e-12  # below this an error is as good as none
+
+
+class Field(nn.Module):
+    """A tanh network from points `(N, D)` to values `(N,)`."""
+
+    def __init__(self, n_dims: int, width: int, depth: int) -> None:
+        super().__init__()
+        sizes = [n_dims, *[width] * depth, 1]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, points: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            points = layer(points).tanh()
+        value: Tensor = last(points)
+        return value.squeeze(1)
+
+    def jet(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values `(N,)`, and first and second derivatives along each dim, `(D, N)`, carried through layer by layer."""
+        n, n_dims = points.shape
+        first = torch.eye(n_dims)[:, None].expand(n_dims, n, n_dims)
+        value, second = points, torch.zeros_like(first)
+        *hidden, last = self.layers
+        for layer in hidden:
+            assert isinstance(layer, nn.Linear)
+            value = layer(value).tanh()
+            slope = 1 - value.square()
+            first, second = first @ layer.weight.T, second @ layer.weight.T
+            second = slope * (second - 2 * value * first.square())
+            first = slope * first
+        assert isinstance(last, nn.Linear)
+        return last(value).squeeze(1), (first @ last.weight.T).squeeze(2), (second @ last.weight.T).squeeze(2)
+
+
+class Physics(Problem):
+    """New points in each step; the error is measured at others, and at others again for the test."""
+
+    metric = "log10 of the relative L2 error"
+    larger_is_better = False
+    lrs = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    seeds = 10
+    at = "parameters"  # each loss has a forward of its own
+    marginal = False
+    width = 32
+    n_test = 2000
+
+    def __init__(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        points = {split: self.points(random, self.n_test) for split in ("validation", "test")}
+        self.known = {split: (p, self.solution(p)) for split, p in points.items()}
+
+    @abstractmethod
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        """Points of the domain."""
+
+    @abstractmethod
+    def solution(self, points: Tensor) -> Tensor:
+        """What the network is to find."""
+
+    @abstractmethod
+    def batch(self, random: torch.Generator) -> Batch:
+        """The points of one step."""
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        random = torch.Generator().manual_seed(seed)
+        while True:
+            yield self.batch(random)
+
+    def make_model(self) -> nn.Module:
+        return Field(2, self.width, 3)
+
+    def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
+        points, exact = self.known[split]
+        error = (model(points) - exact).norm() / exact.norm()
+        return {"solution": error.clamp_min(LEAST).log10().item()}
+
+
+class Helmholtz(Physics):
+    about = "Helmholtz' equation on a square, with the solution sin(πx) sin(πy): residual and boundary."
+    tasks = ("residual", "boundary")
+    steps = 1500
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        return 2 * torch.rand(n, 2, generator=random) - 1
+
+    def solution(self, points: Tensor) -> Tensor:
+        x, y = (math.pi * points).unbind(1)
+        return x.sin() * y.sin()
+
+    def source(self, points: Tensor) -> Tensor:
+        """f of Δu + u = f."""
+        return (1 - 2 * math.pi**2) * self.solution(points)
+
+    def batch(self, random: torch.Generator) -> Batch:
+        edge = self.points(random, 64)
+        edge[torch.arange(64), torch.arange(64) % 2] = (torch.arange(64) // 2 % 2 * 2 - 1).float()
+        return self.points(random, 128), edge
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, edge = batch
+        value, _, second = model.jet(inner)
+        residual = second.sum(0) + value - self.source(inner)
+        return {"residual": residual.square().mean(), "boundary": model(edge).square().mean()}
+
+
+class QuickHelmholtz(Helmholtz):
+    """For a trial of the procedure."""
+
+    about = "As helmholtz, but much shorter. A trial of the procedure, no evidence."
+    steps = 60
+    seeds = 3
+    width = 8
+    n_test = 200
+
+
+class Burgers(Physics):
+    about = "Burgers' equation in one dimension, viscosity 0.1/π: residual, initial state and boundary."
+    tasks = ("residual", "initial", "boundary")
+    steps = 1200
+    viscosity = 0.1 / math.pi
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        """x in [-1, 1], t in [0, 1]."""
+        return torch.rand(n, 2, generator=random) * torch.tensor([2.0, 1.0]) - torch.tensor([1.0, 0.0])
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Of u_t + u u_x = ν u_xx from u = -sin(πx), by the Cole-Hopf transform and Gauss-Hermite quadrature."""
+        x, t = points.double().unbind(1)
+        nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite.hermgauss(120))
+        y = math.pi * (x[:, None] - (4 * self.viscosity * t).sqrt()[:, None] * nodes)
+        mass = weights * (-y.cos() / (2 * math.pi * self.viscosity)).exp()
+        return (-(mass * y.sin()).sum(1) / mass.sum(1)).float()
+
+    def batch(self, random: torch.Generator) -> Batch:
+        start, edge = self.points(random, 64), self.points(random, 64)
+        start[:, 1] = 0
+        edge[:, 0] = (torch.arange(64) % 2 * 2 - 1).float()
+        return self.points(random, 128), start, edge
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, start, edge = batch
+        value, first, second = model.jet(inner)
+        residual = first[1] + value * first[0] - self.viscosity * second[0]
+        initial = model(start) + (math.pi * start[:, 0]).sin()
+        return {
+            "residual": residual.square().mean(),
+            "initial": initial.square().mean(),
+            "boundary": model(edge).square().mean(),
+        }
