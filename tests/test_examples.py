@@ -39,13 +39,18 @@ pytestmark = [
 ]
 
 
+def command_line(name: str) -> str:
+    """How to run an example, by its docstring."""
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))
+    (line,) = re.findall(r"^    (.+)$", docstring, re.MULTILINE)
+    return line
+
+
 @cache
 def printed(name: str) -> str:
     """What an example prints when it runs as its docstring says."""
     pytest.importorskip(PACKAGES[name])
-    docstring = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))
-    (line,) = re.findall(r"^    (.+)$", docstring, re.MULTILINE)
-    program, *arguments = line.split()
+    program, *arguments = command_line(name).split()
     command = [sys.executable, *PROGRAMS[program], *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -100,6 +105,12 @@ def test_an_example_runs_as_it_says_and_its_losses_fall(name):
     changes = re.findall(r"^.+: (\S+) -> (\S+)$", printed(name), re.MULTILINE)
     assert changes
     assert all(0 < float(last) < 0.5 * float(first) for first, last in changes)
+
+
+def test_the_recipes_name_every_script_and_how_to_run_it():
+    recipes = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    for script in EXAMPLES.glob("*.py"):
+        assert f"```bash\n{command_line(script.stem)}\n```" in recipes
 
 
 @pytest.mark.parametrize("name", ["ddp", "lightning_module", "accelerate_loop"])
