@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .blocks import Block, gramian_weights
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
-from .products import Rows
 
 
 class Combination(Protocol):
@@ -99,14 +98,18 @@ class Held:
         return results
 
 
-def rows_after(
+def masses_after(
     transforms: Sequence[GramianTransform | RowTransform], sites: Iterable[tuple[list[Tensor], Losses, Site]]
-) -> list[tuple[list[int], Rows]]:
-    """The rows of each site behind all transforms, and the places of their losses in the user's list."""
+) -> list[dict[int, float]]:
+    """At each site the sum of absolute values of each row behind all transforms, by its loss's place in the list."""
     blocks = [Block(*site) for site in sites]
-    for transform in transforms:
+    *first, last = transforms
+    for transform in first:
         _pass(transform, blocks)
-    return [(block.indices, block.rows) for block in blocks]
+    if isinstance(last, GramianTransform):
+        _pass(last, blocks)
+        return [block.masses(None) for block in blocks]
+    return [block.masses(last) for block in blocks]
 
 
 def _pass(transform: GramianTransform | RowTransform, blocks: Collection[Block]) -> None:

@@ -134,7 +134,7 @@ def pick_positive(signed: Tensor, uniform: Tensor, keep: Keep) -> Tensor:
 
 def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tensor:
     """How much of each row is kept, in the shape of `signed`: 1, or its leak."""
-    opposite = torch.where(picked, signed < 0, signed > 0).to(signed.dtype)  # 1 - mask
+    opposite = (signed * (2 * picked.to(signed.dtype) - 1)).lt_(0)  # 1 - mask, as a number
     if not any(leaks):
         return 1 - opposite
     drop = 1 - torch.tensor(leaks, dtype=signed.dtype, device=signed.device)

@@ -89,6 +89,15 @@ class SignSums:
         self.scratch.give(bits)
         return uniform
 
+    def signs(self, uniform: Tensor, keep: Keep) -> Tensor:
+        """The sign that is picked at each coordinate, 1 or -1. The sums and `uniform` are used up."""
+        total, positive = self.total, self.positive
+        assert total is not None
+        self.total = None
+        del self.positive
+        negative = total.sub_(positive).clamp_max_(0)
+        return uniform.lt_(keep_probability(positive, negative, keep)).mul_(2).sub_(1)
+
     def result(self, uniform: Tensor, keep: Keep, *, renormalize: bool, ranks: Ranks = ALONE) -> Tensor:
         """The combined gradient. The sums and `uniform` are used up."""
         total, positive = self.total, self.positive

@@ -6,13 +6,12 @@ import copy
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from .combine import Combination, rows_after, without_autocast
+from .blocks import mass
+from .combine import Combination, masses_after, without_autocast
 from .conflict import Conflict
 from .methods.base import GramianTransform, Losses, RowTransform, Site
-from .sums import widen
 
 
 class Watch(Protocol):
@@ -81,14 +80,10 @@ class Watched:
         before, after = [0.0] * len(self.losses), [0.0] * len(self.losses)
         for i in several:
             for position, row in zip(self.positions[i], self.rows[i], strict=True):
-                before[position] += _mass(row)
+                before[position] += mass(row)
         blocks = [(self.rows[i], self.losses.at(self.positions[i]), self.sites[i]) for i in several]
-        for indices, rows in rows_after(copies, blocks):
-            for index, row in zip(indices, rows, strict=True):
+        for masses in masses_after(copies, blocks):
+            for index, left in masses.items():
                 if index in self.losses.indices:
-                    after[self.losses.indices.index(index)] += _mass(row)
+                    after[self.losses.indices.index(index)] += left
         return {self.losses.label(i): after[i] / before[i] for i in range(len(self.losses)) if before[i] > 0}
-
-
-def _mass(row: Tensor) -> float:
-    return float(torch.linalg.vector_norm(widen(row), 1))

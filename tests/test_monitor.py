@@ -106,6 +106,19 @@ def test_the_numbers_are_those_of_autograd_s_rows(at):
     assert sum(record.purity[site]) == len(purity)
 
 
+@pytest.mark.parametrize("size", [7, 2**15], ids=["small", "large enough for the fast draw"])
+@pytest.mark.parametrize("keep", [0.0, 0.7, 1.0])
+def test_without_leak_what_graddrop_kept_adds_up_to_the_gradient(size, keep):
+    """All rows that are kept at a coordinate have one sign, so nothing cancels; and the draws are the step's own."""
+    weight = nn.Parameter(torch.zeros(size))
+    rows = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([weight]), GradDrop(keep=keep, seed=1), at="parameters")
+    monitor = Monitor(optimizer)
+    optimizer.backward([weight @ row for row in rows])
+    shares = torch.tensor([monitor.latest[f"site0/kept/{i}"] for i in range(3)])
+    assert (shares @ rows.abs().sum(1)).item() == pytest.approx(weight.grad.abs().sum().item(), rel=1e-4)
+
+
 def test_what_graddrop_kept_is_what_it_left():
     """By a rows' transform that can be repeated: the same seed at the same count."""
     net = Net()

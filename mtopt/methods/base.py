@@ -211,3 +211,10 @@ class RowTransform(Transform):
         `site.losses` are all the losses that may come; a stream is told the position among them.
         """
         return None
+
+    def masses(self, rows: Sequence[Tensor], site: Site) -> list[float] | None:
+        """The sum of absolute values of each new row, or `None` where it takes the new rows to know them.
+
+        For a `Monitor`, which asks a copy of the transform: the draws are those of the step.
+        """
+        return None

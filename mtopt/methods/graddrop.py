@@ -129,6 +129,22 @@ class GradDrop(RowTransform):
         lone_rows_count = self.renormalize and site.ranks.size > 1 and site.part is None
         return None if lone_rows_count else _GradDropStream(self, site)
 
+    def masses(self, rows: Sequence[Tensor], site: Site) -> list[float] | None:
+        if self.marginalize is not None or self.renormalize or len(rows) == 1:
+            return None
+        sums = SignSums(leaky=False, scratch=self.scratch)
+        for row in rows:
+            sums.add(row, 0.0)
+        signs = sums.signs(sums.draw(self.next_generator(rows[0].device, site), site.part), self.keep)
+        kept = self.scratch.take(signs)
+        masses = []
+        for row, leak in zip(rows, self.leaks(site.losses), strict=True):
+            torch.mul(widen(row), signs, out=kept)
+            leaked = leak * float(kept.abs().sum()) if leak else 0.0
+            masses.append(leaked + (1 - leak) * float(kept.clamp_min_(0).sum()))
+        self.scratch.give(signs, kept)
+        return masses
+
     def next_generator(self, device: torch.device, site: Site) -> torch.Generator | None:
         """For draws over the rows at a site: apart from the other ranks' at an activation, the same at a parameter."""
         return self.draws.next(device, site.ranks.rank if site.part is None else 0)
