@@ -137,7 +137,7 @@ class QuickHelmholtz(Helmholtz):
 class Burgers(Physics):
     about = "Burgers' equation in one dimension, viscosity 0.1/π: residual, initial state and boundary."
     tasks = ("residual", "initial", "boundary")
-    steps = 1200
+    steps = 700
     viscosity = 0.1 / math.pi
 
     def points(self, random: torch.Generator, n: int) -> Tensor:

@@ -57,7 +57,7 @@ class MultiFashion(TwoPictures):
 
 class MultiFashionMNIST(TwoPictures):
     about = "A Fashion-MNIST picture and a handwritten digit on one canvas; each task names one of them."
-    steps = 900
+    steps = 600
 
     def __init__(self) -> None:
         fashion, digits = load("fashion"), load("digits")
