@@ -97,7 +97,7 @@ def backward_at_modules(step: Step, owner: str, batching: Batching) -> Report:
     for edge in handlers:
         for loss in meetings[edge].roots:
             starts[loss] = torch.zeros_like(starts[loss])
-    sites = [_group_report(step, group) for group in groups]
+    sites = [_group_report(step, group, joint_dim or 0) for group in groups]
     how = "one ordinary backward, rows combined at the named modules"
     reason, slow = "`at` names them, and each loss has a part of its own above them", NEAR_PLAIN
     if ahead:
@@ -142,9 +142,13 @@ def _combined_ahead(
     return combined
 
 
-def _group_report(step: Step, group: Sequence[Edge]) -> SiteReport:
-    calls = f", {len(group)} calls decided together" if len(group) > 1 else ""
-    return step.site_report(_kind(group[0]) + calls, _shape(group[0]), step.losses_at(group))
+def _group_report(step: Step, group: Sequence[Edge], dim: int) -> SiteReport:
+    if len(group) == 1:
+        return step.site_report(_kind(group[0]), _shape(group[0]), step.losses_at(group))
+    shape = list(_shape(group[0]))
+    shape[dim] = sum(_shape(edge)[dim] for edge in group)
+    kind = f"{_kind(group[0])}, {len(group)} calls decided together, laid end to end"
+    return step.site_report(kind, tuple(shape), step.losses_at(group))
 
 
 class _RowsOfAllRanks:

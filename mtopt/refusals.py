@@ -58,9 +58,10 @@ def check_marked(step: Step, marked: Iterable[Edge]) -> None:
     reached = {loss for edge in marked for loss in step.graph.losses_at(edge)}
     if not reached:
         raise RuntimeError(
-            "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, its "
-            "output needs no gradient, or it ran inside a reentrant checkpoint, where it cannot be seen. Call it, "
-            "checkpoint with use_reentrant=False, or put a MultiLossLayer in its place."
+            "The module named by `at` made nothing that the `losses` depend on: it was not called in this step, or "
+            "before the optimizer was made; its output needs no gradient; or it ran inside a reentrant checkpoint, "
+            "where it cannot be seen. Call it, checkpoint with use_reentrant=False, or put a MultiLossLayer in its "
+            "place."
         )
     for loss in range(len(step.losses)):
         if loss not in reached:

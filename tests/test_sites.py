@@ -88,6 +88,12 @@ def test_parts_of_a_concatenated_batch_are_decided_jointly(net):
         torch.testing.assert_close(p.grad, gradient)
 
 
+def test_the_report_counts_the_examples_of_all_calls_that_are_decided_jointly(net):
+    optimizer = wrapped(net, marginalize=0)
+    optimizer.backward([head(net.trunk(batch(n))).mean() for head, n in zip(net.heads, (3, 4), strict=True)])
+    assert "2 calls decided together, laid end to end (7, 5)" in optimizer.explain()
+
+
 def test_siamese_calls_that_both_losses_read_are_joint_when_marginalized(net):
     optimizer = wrapped(net, marginalize=0)
     u, v = net.trunk(batch(6, 0)), net.trunk(batch(6, 1))
