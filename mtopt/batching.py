@@ -15,6 +15,7 @@ SLOW_BATCHED = {
     "ScaledDotProductFlashAttentionForCpuBackward0": "attention",  # has no batching rule
 }
 LARGE = 2**14  # numbers in a row: from here on a CPU is busy with one loss at a time
+FEW = 2**20  # numbers in the rows of all losses at the meetings: up to here they may be there at once
 
 
 @dataclass
@@ -35,6 +36,10 @@ class Batching:
         """Losses to differentiate together below the meetings."""
         size, self.used = self._choice(graph, meetings)
         return size
+
+    def exclusive_at_once(self, n_losses: int, meetings: Sequence[Meeting]) -> bool:
+        """Whether one pass takes the exclusive parts of all losses, which saves time, not only those of a chunk."""
+        return n_losses * sum(prod(meeting.shape) for meeting in meetings) <= FEW
 
     def _choice(self, graph: LossGraph, meetings: Sequence[Meeting]) -> tuple[int, str]:
         if self.refusal is not None:

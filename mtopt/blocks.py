@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .methods.base import GramianTransform, Losses, RowTransform, Site
-from .products import gramian, side_by_side, stacked_if_small, weighted_sum
+from .products import Rows, gramian, side_by_side, stacked_if_small, weighted_sum
 from .sums import Scratch, wide_dtype, widen
 
 
@@ -49,7 +49,7 @@ class Weights:
 class Block:
     """The rows at one site on their way through the transforms, each with its loss's place in the user's list."""
 
-    def __init__(self, rows: list[Tensor], losses: Losses, site: Site) -> None:
+    def __init__(self, rows: Rows, losses: Losses, site: Site) -> None:
         self.rows = stacked_if_small(rows)
         self.indices = list(losses.indices)
         self.site = site

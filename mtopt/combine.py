@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .blocks import Block, gramian_weights
 from .methods.base import GramianTransform, Losses, RowTransform, Site, Stream
+from .products import end_to_end
+
+TOGETHER = 2**17  # numbers in the rows of small sites that go through the transforms as one
 
 
 class Combination(Protocol):
@@ -78,24 +81,52 @@ class Held:
 
     def _result(self) -> list[Tensor | None]:
         results: list[Tensor | None] = [None] * len(self.sites)
-        blocks: dict[int, Block] = {}
-        for i, positions in enumerate(self.positions):
-            rows, self.rows[i] = self.rows[i], []  # so that they can be freed
-            if len(rows) == 1 and not self.together[i]:
-                results[i] = rows[0]
-            elif rows:
-                blocks[i] = Block(rows, self.losses.at(positions), self.sites[i])
-        *first, last = self.transforms
-        for transform in first:
+        shapes = [rows[0].shape if rows else torch.Size() for rows in self.rows]
+        blocks: dict[tuple[int, ...], Block] = {}
+        for group in list(self._groups()):
+            held = [self.rows[i] for i in group]
+            for i in group:
+                self.rows[i] = []  # so that they can be freed
+            first = group[0]
+            if len(held[0]) == 1 and not self.together[first]:
+                results[first] = held[0][0]
+            else:
+                rows = held[0] if len(group) == 1 else end_to_end(held)
+                blocks[group] = Block(rows, self.losses.at(self.positions[first]), self.sites[first])
+        *before, last = self.transforms
+        for transform in before:
             _pass(transform, blocks.values())
         weights = gramian_weights(last, blocks.values()) if isinstance(last, GramianTransform) else None
-        for i in list(blocks):
-            block = blocks.pop(i)  # so that its rows can be freed
-            if weights is not None:
-                results[i] = block.sum(weights)
-            elif isinstance(last, RowTransform):
-                results[i] = block.sum_transformed(last)
+        for group in list(blocks):
+            block = blocks.pop(group)  # so that its rows can be freed
+            if isinstance(last, RowTransform):
+                results[group[0]] = block.sum_transformed(last)
+            elif weights is not None:
+                combined = block.sum(weights).view(-1)
+                sizes = [shapes[i].numel() for i in group]
+                for i, part in zip(group, torch.split(combined, sizes), strict=True):
+                    results[i] = part.view(shapes[i])
         return results
+
+    def _groups(self) -> Iterator[tuple[int, ...]]:
+        """Which sites go through the transforms as one. Apart, many small ones would take long."""
+        apart = any(isinstance(transform, RowTransform) for transform in self.transforms)  # whose draws are by site
+        groups: dict[object, list[int]] = {}
+        sizes: dict[object, int] = {}
+        for i, rows in enumerate(self.rows):
+            size = sum(row.numel() for row in rows)
+            if rows and (apart or len(rows) == 1 or size > TOGETHER):
+                yield (i,)
+            elif rows:
+                site = self.sites[i]
+                alike = (*self.positions[i], rows[0].dtype, rows[0].device, site.ranks, site.part is None)
+                key = (alike, site.losses.indices)
+                if sizes.get(key, 0) + size > TOGETHER:
+                    yield tuple(groups.pop(key))
+                    sizes[key] = 0
+                groups.setdefault(key, []).append(i)
+                sizes[key] = sizes.get(key, 0) + size
+        yield from map(tuple, groups.values())
 
 
 def masses_after(

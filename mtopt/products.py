@@ -21,9 +21,19 @@ def side_by_side(rows: Rows) -> Tensor:
     return rows if isinstance(rows, Tensor) else torch.stack(list(rows))
 
 
-def stacked_if_small(rows: Sequence[Tensor]) -> Rows:
+def stacked_if_small(rows: Rows) -> Rows:
     """Small rows stacked, which saves time; large ones as they are, which saves memory."""
-    return torch.stack(list(rows)) if len(rows) * rows[0].numel() <= PART else rows
+    if isinstance(rows, Tensor) or len(rows) * rows[0].numel() > PART:
+        return rows
+    return torch.stack(list(rows))
+
+
+def end_to_end(sites: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The rows of several sites, each loss's as one: shape `(T, N)`."""
+    rows = sites[0][0].new_empty(len(sites[0]), sum(rows[0].numel() for rows in sites))
+    for loss, row in enumerate(rows):
+        torch.cat([rows[loss].reshape(-1) for rows in sites], out=row)
+    return rows
 
 
 def gramian(rows: Rows, scratch: Scratch | None = None) -> Tensor:

@@ -77,7 +77,7 @@ def per_loss_gradients(
 def rows_below(
     graph: LossGraph, starts: Sequence[Tensor], targets: Sequence[Edge], batching: Batching, *, retain_graph: bool
 ) -> Iterator[tuple[int, Rows]]:
-    """Yield `(loss, its gradient for each target)`, loss by loss; only one chunk of rows is alive at a time."""
+    """Yield `(loss, its gradient for each target)`, loss by loss; only one chunk of large rows is alive at a time."""
     meetings = graph.frontier()
     shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
     interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
@@ -85,15 +85,19 @@ def rows_below(
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
     # DistributedDataParallel laid under all outputs.
     keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks)
+    at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
     first = 0
+    rows: dict[int, Rows] = {}
     while first <= last:
         losses = range(first, min(first + (size if batching.refusal is None else 1), last + 1))
+        if first not in rows:
+            ahead = range(last + 1) if at_once else losses
+            rows = {loss: [None] * len(targets) for loss in ahead}
+            arrived = _exclusive_pass(graph, starts, ahead, targets, meetings, rows, retain_graph=keep_exclusive)
+            for loss in ahead:
+                _rows_at_leaves(arrived[loss], targets, rows[loss])
         first = losses.stop
-        rows = {loss: [None] * len(targets) for loss in losses}  # type: dict[int, Rows]
-        arrived = _exclusive_pass(graph, starts, losses, targets, meetings, rows, retain_graph=keep_exclusive)
-        for loss in losses:
-            _rows_at_leaves(arrived[loss], targets, rows[loss])
         # The last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph.
         for chunk in (losses[:-1], losses[-1:]) if losses[-1] == last else (losses,):
             batched = len(chunk) > 1 and _shared_pass_by_vmap(graph, arrived, targets, shared, rows, chunk, batching)

@@ -143,7 +143,7 @@ def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tenso
 
 
 def draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """U ~ Uniform[0, 1), in float32 or wider: half-precision draws are coarse, and may reach 1 and drop unanimous gradients."""
+    """U ~ Uniform[0, 1), in float32 or wider: in half precision it is coarse, and may be 1, which drops all."""
     return torch.rand(tuple(shape), dtype=wide_dtype(like.dtype), device=like.device, generator=generator)
 
 

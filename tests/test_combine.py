@@ -231,3 +231,35 @@ def test_values_are_not_known_in_a_layer():
     a, b = MultiLossLayer(2, Look())(torch.ones(2, requires_grad=True))
     with pytest.raises(RuntimeError, match="sees no loss values"):
         (a.sum() + b.square().sum()).backward()
+
+
+@given(st.data())
+def test_sites_that_go_through_the_gramian_together_are_combined_as_one_tensor_would_be(data):
+    sizes = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+    rows = torch.randn(3, sum(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(sum(sizes)))
+    together = data.draw(st.sampled_from([1, 9, 2**17]))  # numbers: groups of one, some, all
+    method = data.draw(st.sampled_from([Normalize(), Swap()]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtopt.combine.TOGETHER", together)
+        combination = Pipeline(method).combination(losses(3), [Site(losses(3))] * len(sizes))
+        for site, of_site in enumerate(rows.split(sizes, 1)):
+            for i, row in enumerate(of_site):
+                combination.add(site, i, row)
+        combined = torch.cat(combination.result())
+    torch.testing.assert_close(combined, run(method, rows), equal_nan=True)
+
+
+def test_sites_of_other_losses_or_shapes_do_not_go_together(rows):
+    combination = Pipeline(Normalize()).combination(losses(4), [Site(losses(4))] * 3)
+    for i in range(4):
+        combination.add(0, i, rows[i])
+    for i in (1, 2):
+        combination.add(1, i, rows[i, 0])
+    combination.add(2, 3, rows[3, 0])
+    flat = torch.zeros(4, 10, dtype=torch.float64)
+    flat[:, :6], flat[1:3, 6:8], flat[3, 8:] = rows.flatten(1), rows[1:3, 0], rows[3, 0]
+    expected = (flat[:, :8] / flat[:, :8].norm(dim=1, keepdim=True)).sum(0)
+    one, two, alone = combination.result()
+    torch.testing.assert_close(one, expected[:6].view(3, 2))
+    torch.testing.assert_close(two, expected[6:])
+    assert torch.equal(alone, rows[3, 0])

@@ -65,6 +65,20 @@ def test_exclusive_parts_are_differentiated_once_and_vmap_halves_the_passes():
     assert runs == {"heads": 5, "trunk": 2}  # four losses in one vmap, and the last alone
 
 
+@pytest.mark.parametrize(("few", "passes"), [(2**20, 1 + 5), (0, 5 + 5)], ids=["small rows", "large rows"])
+def test_the_exclusive_parts_of_all_losses_take_one_pass_where_their_rows_are_small(monkeypatch, few, passes):
+    trunk, heads, _ = network(5)
+    inputs = [*trunk.parameters(), *heads.parameters()]
+    expected = per_loss_gradients(losses_of(trunk, heads), inputs)
+    monkeypatch.setattr("mtopt.batching.FEW", few)
+    calls, real = [], torch.autograd.grad
+    monkeypatch.setattr("torch.autograd.grad", lambda *args, **settings: calls.append(1) or real(*args, **settings))
+    ours = per_loss_gradients(losses_of(trunk, heads), inputs, chunk_size=1)
+    assert len(calls) == passes
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_vmap_that_cannot_work_falls_back_once_and_says_why(chunk_size):
     case = MODELS["function_that_vmap_cannot_take"]()
