@@ -284,6 +284,30 @@ def test_gradients_are_combined_where_it_is_asked_for(at):
     assert set(sites) == ({(8, 3), (8,)} if at == "parameters" else {(4, 8)})
 
 
+def test_each_method_may_have_a_place_of_its_own_and_the_others_have_the_default():
+    seen = {}
+
+    class Looks(mtopt.RowTransform):
+        def __init__(self, name):
+            self.name = name
+
+        def transform(self, rows, site):
+            seen.setdefault(self.name, set()).add(tuple(rows.shape[1:]))
+            return rows
+
+    at = {"parameters": "parameters", "module": lambda model: model.trunk}
+    marginalized = mtopt.GradDrop(marginalize=0)  # refused where there is no module
+    methods = {
+        "default": Looks("default"),
+        "parameters": Looks("parameters"),
+        "module": [marginalized, Looks("module")],
+    }
+    result = study(methods, at=at, seeds=1, batches=BATCHES[:1])
+    assert seen == {"default": {(4, 8)}, "parameters": {(8, 3), (8,)}, "module": {(4, 8)}}
+    assert result.study["at"]["parameters"] == "parameters"
+    assert result.study["at"]["module"].startswith("function ")
+
+
 def test_with_seconds_a_run_goes_through_the_batches_until_its_time_is_up():
     result = study(seconds=0.05, batches=BATCHES[:2])
     assert all(run["steps"] >= 3 for run in result.runs)
@@ -334,6 +358,15 @@ def test_a_loss_that_is_not_finite_ends_its_run_and_no_other(bad):
     assert result.runs[1]["losses"] == {"up": None, "down": None}
     assert re.search(r"poison +2 of 2", str(result))
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_text_says_where_the_first_run_diverged():
+    def make_losses(model, batch):
+        return [sum(two_losses(model, batch).values()) * math.nan]
+
+    assert "The first that diverged: plain sum, seed 0: loss 0 was nan in step 1." in str(
+        study(make_losses=make_losses)
+    )
 
 
 def test_a_diverged_run_is_written_and_not_repeated(tmp_path):
@@ -416,7 +449,7 @@ def test_ctrl_c_shows_and_returns_what_is_finished(kept, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "Interrupted. 2 methods, 2 seeds, 1 epoch each; only 3 of 4 runs are finished" in shown
     assert "loss up" in shown
-    assert (f"in {path}: call compare again" if kept else "not kept: give `output`") in shown
+    assert (f"in {path}: call compare again" if kept else "Finished runs are not kept") in shown
     if kept:
         resumed = study(output=path)
         assert resumed.complete
@@ -455,6 +488,7 @@ def test_an_error_in_the_users_code_says_in_which_run(tmp_path):
         ({"epochs": 2}, "`epochs` is 1 there and 2 here"),
         ({"seconds": 0.1}, "`epochs` is 1 there and not given here; `seconds` is not given there and 0.1 here"),
         ({"at": "parameters"}, "`at` is activations there and parameters here"),
+        ({"at": {"GradDrop": "trunk"}}, "`at` is activations there and {'GradDrop': 'trunk'} here"),
         ({"methods": {"GradDrop": mtopt.GradDrop(leak=0.5)}}, r"`methods` is .*GradDrop\(\).* and .*leak=0.5"),
     ],
 )
@@ -637,6 +671,10 @@ def test_the_plain_sum_may_be_named_and_is_first():
             r"`at` is a Linear, but each run has a model of its own. .*at=lambda model",
         ),
         ({"at": 3}, TypeError, "`at` is a int"),
+        ({"at": {"graddrop": "trunk"}}, ValueError, "`at` has 'graddrop', which is none .* Did you mean 'GradDrop'"),
+        ({"at": {"X": "trunk"}}, ValueError, "`at` has 'X', which is none .* They are 'plain sum', 'GradDrop'"),
+        ({"at": {"GradDrop": 3}}, TypeError, r"`at\['GradDrop'\]` is a int, but each run has a model of its own"),
+        ({"at": {"GradDrop": "trunc"}}, ValueError, "the model has no 'trunc'. Did you mean 'trunk'"),
         ({"at": lambda model: 3}, TypeError, "`at` must be .* a module or several modules, but it is int"),
     ],
 )
@@ -804,6 +842,16 @@ def test_numbers_of_any_size_are_shown_with_two_digits_of_their_interval(scale):
     (shown,) = re.findall(r"^  plain sum +(\S+) ± (\S+)", text, re.MULTILINE)[:1]
     assert float(shown[0]) == pytest.approx(scale * 7 / 3, rel=0.3)
     assert max(map(len, text.splitlines())) < 120
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_text_keeps_to_a_width_and_says_every_verdict(width):
+    result = made_up({m if m == PLAIN else f"a method called {m}": losses for m, losses in NOISY.items()})
+    text = result.text(width)
+    assert max(map(len, text.splitlines())) <= width
+    sentences = str(result).rpartition("\n\n")[2]
+    assert " ".join(text.split()).endswith(" ".join(sentences.split()))
+    assert ("verdict" in text) == (width > 80)
 
 
 def test_the_rich_table_has_the_same_cells_and_takes_no_name_for_markup():

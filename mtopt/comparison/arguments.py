@@ -23,8 +23,11 @@ MethodsLike = Mapping[str, MethodLike] | Iterable[str]
 BatchesLike = Iterable[Any] | Callable[[int], Iterable[Any]]
 """Batches that can be gone through again and again, or a function of the seed that gives those of one epoch."""
 
-SitesLike = str | Callable[[nn.Module], nn.Module | Iterable[nn.Module]]
+SiteLike = str | Callable[[nn.Module], nn.Module | Iterable[nn.Module]]
 """Where gradients are combined: "activations", "parameters", a submodule's name, or a function that picks modules."""
+
+SitesLike = SiteLike | Mapping[str, SiteLike]
+"""The same for all methods, or by method."""
 
 
 def check_functions(make_model: object, make_losses: object, make_optimizer: object, make_metrics: object) -> None:
@@ -59,7 +62,7 @@ def check_methods(methods: MethodsLike) -> dict[str, MethodLike]:
     if isinstance(methods, Mapping):
         given: dict[str, MethodLike] = dict(methods)
     elif isinstance(methods, Iterable) and not isinstance(methods, (str, Transform)):
-        given = {name: _public_method(name) for name in methods}
+        given = {name: public_method(name) for name in methods}
     else:
         raise TypeError(
             f"`methods` must be a dict of transforms by name, or a list of names, but it is {kind_of(methods)}. "
@@ -104,16 +107,27 @@ def check_length(epochs: int, seconds: float | None) -> float | None:
     return check_positive(seconds, "seconds")
 
 
-def check_sites(at: SitesLike) -> SitesLike:
+def check_sites(at: SitesLike, methods: Sequence[str]) -> SitesLike:
+    if not isinstance(at, Mapping):
+        return _check_site(at, "at")
+    for name in at:
+        if name not in methods:
+            near = near_names(str(name), methods) or f" They are {', '.join(map(repr, methods))}."
+            raise ValueError(f"`at` has {name!r}, which is none of the `methods`.{near}")
+    return {name: _check_site(site, f"at[{name!r}]") for name, site in at.items()}
+
+
+def _check_site(at: SiteLike, label: str) -> SiteLike:
     if not (isinstance(at, str) or callable(at)) or isinstance(at, nn.Module):
         raise TypeError(
-            f"`at` is {kind_of(at)}, but each run has a model of its own. Give a submodule's name, e.g. "
+            f"`{label}` is {kind_of(at)}, but each run has a model of its own. Give a submodule's name, e.g. "
             f'at="trunk", or a function, e.g. at=lambda model: model.trunk.'
         )
     return at
 
 
-def _public_method(name: object) -> Callable[[], Transform] | tuple[()]:
+def public_method(name: object, others: Sequence[str] = ()) -> Callable[[], Transform] | tuple[()]:
+    """One of mtopt's methods; `others` may be meant, too, where there is no such name."""
     import mtopt  # not at the top: mtopt itself imports this module
 
     if not isinstance(name, str):
@@ -125,7 +139,7 @@ def _public_method(name: object) -> Callable[[], Transform] | tuple[()]:
     if name == PLAIN:
         return ()
     if name not in known:
-        near = near_names(name, list(known)) or f" It has {', '.join(sorted(known, key=str.lower))}."
+        near = near_names(name, [*others, *known]) or f" It has {', '.join(sorted(known, key=str.lower))}."
         raise ValueError(f"`methods` has {name!r}, which is no method of mtopt.{near}")
     needed = [s.name for s in inspect.signature(known[name]).parameters.values() if s.default is s.empty]
     if needed:

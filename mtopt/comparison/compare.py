@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..losses import LossesLike
-from .arguments import (
-    BatchesLike,
-    MethodsLike,
-    SitesLike,
-    check_batches,
-    check_functions,
-    check_length,
-    check_methods,
-    check_seeds,
-    check_sites,
-)
+from .arguments import BatchesLike, MethodsLike, SitesLike
 from .extras import extra
 from .progress import Report, progress_bar
-from .randomness import RandomStream
 from .records import Records
 from .runs import RunRecord, check_unchanged, train
 from .statistics import summarize
-from .study import Study
-from .table import as_rich, as_text, sentences
+from .study import Study, checked_study
+from .table import as_rich, as_text, sentences, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +72,13 @@ class Comparison:
         summary = dataclasses.asdict(summarize(self.runs, self.study["methods"]))
         return {"study": dict(self.study), "complete": self.complete, **summary}
 
-    def __str__(self) -> str:
+    def text(self, width: int | None = None) -> str:
+        """The table and what it says, in plain characters; `print` shows it.
+
+        Args:
+            width: Columns to keep to: a table that is wider goes without its verdicts, which are in the sentences below
+                it, too. `None` is any width.
+        """
         length = _count(self.study["epochs"], "epoch") if "epochs" in self.study else f"{self.study['seconds']:g} s"
         n_methods, n_seeds = len(self.study["methods"]), len(self.study["seeds"])
         first = f"{n_methods} methods, {_count(n_seeds, 'seed')}, {length} each"
@@ -92,7 +87,11 @@ class Comparison:
         if not self.runs:
             return first
         summary = summarize(self.runs, self.study["methods"])
-        return "\n".join([first, "", as_text(summary), "", *sentences(summary)])
+        said = [*sentences(summary), *_first_divergence(self.runs)]
+        return "\n".join([first, "", as_text(summary, width), "", *wrapped(said, width)])
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def compare(
@@ -133,7 +132,8 @@ def compare(
         make_metrics: From the trained model, in `eval()`, to a dict of numbers, of which larger ones are better: give
             the negative of an error.
         at: Where gradients are combined: `"activations"`, `"parameters"`, the name of a submodule, or a function of
-            the model that returns a module or several.
+            the model that returns a module or several. Or a dict of these by the methods' names; one that it does not
+            name has `"activations"`.
         epochs: Passes over the batches in each run.
         seconds: Instead of `epochs`: each run trains for so long, over the batches again and again. The clock starts
             after two steps.
@@ -166,29 +166,27 @@ def compare(
         >>> print(str(result).splitlines()[0])
         2 methods, 3 seeds, 1 epoch each
     """
-    check_functions(make_model, make_losses, make_optimizer, make_metrics)
-    study = Study(
+    study = checked_study(
         make_model,
         make_losses,
-        check_batches(batches),
-        check_methods(methods),
-        check_seeds(seeds),
-        make_optimizer,
-        make_metrics,
-        check_sites(at),
-        epochs,
-        check_length(epochs, seconds),
+        batches,
+        methods,
+        seeds,
+        make_optimizer=make_optimizer,
+        make_metrics=make_metrics,
+        at=at,
+        epochs=epochs,
+        seconds=seconds,
     )
     for module in ["scipy.special", *(["rich.progress"] if progress else [])]:
         extra(module)
-    with RandomStream(0):  # functions that make transforms may draw
-        description = study.description()
+    description = study.description()
     records = Records(output, description)
     try:
         _train_all(study, records, progress)
     except KeyboardInterrupt:
         result = _comparison(study, description, records.runs)
-        print(f"Interrupted. {result}\n{_how_to_go_on(records)}", file=sys.stderr)
+        print(f"Interrupted. {result.text(terminal_width())}\n{_how_to_go_on(records)}", file=sys.stderr)
         return result
     return _comparison(study, description, records.runs)
 
@@ -220,12 +218,19 @@ def _how_to_go_on(records: Records) -> str:
     if not records.runs:
         return "No run is finished yet."
     if records.path is None:
-        return "Finished runs are not kept: give `output` to be able to go on."
+        return "Finished runs are not kept: compare keeps them in a file, if `output` names one."
     return f"Finished runs are in {records.path}: call compare again with the same arguments to go on."
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _first_divergence(runs: Iterable[RunRecord]) -> Iterator[str]:
+    for run in runs:
+        if run["diverged"]:
+            yield f"The first that diverged: {run['method']}, seed {run['seed']}: {run['diverged']}."
+            return
 
 
 def _comparison(study: Study, description: dict[str, Any], runs: list[RunRecord]) -> Comparison:

@@ -1,4 +1,4 @@
-"""What a comparison needs beyond torch, imported where it is used."""
+"""What is needed beyond torch, imported where it is used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import importlib
 from typing import Any
 
 
-def extra(module: str) -> Any:
-    """Import a module of scipy or rich.
+def extra(module: str, user: str = "`compare`", name: str = "compare") -> Any:
+    """Import a module of another package, such as scipy or rich.
+
+    Args:
+        module: Which.
+        user: What needs it.
+        name: The extra of mtopt that has it.
 
     Raises:
         ImportError: If it is not installed; says how to install it.
@@ -15,6 +20,5 @@ def extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f'`compare` needs {module.partition(".")[0]}. Install it with: pip install "mtopt[compare]"'
-        ) from error
+        package = module.partition(".")[0]
+        raise ImportError(f'{user} needs {package}. Install it with: pip install "mtopt[{name}]"') from error

@@ -83,7 +83,7 @@ class _Training:
         self.model, inner, self.origin = _begin(study, method, seed, earlier)
         self.device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self.transforms = study.transforms(method, seed)
-        self.optimizer = MultiLossOptimizer(inner, self.transforms, at=study.sites(self.model))
+        self.optimizer = MultiLossOptimizer(inner, self.transforms, at=study.sites(method, self.model))
         self.batches = Batches(study.batches, seed)
         self.names: list[str] | None = list(earlier[0]["losses"]) if earlier else None
         self.values: list[list[float]] = []  # of each step, NaN for an absent loss

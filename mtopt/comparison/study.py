@@ -16,7 +16,22 @@ from ..draws import Draws
 from ..losses import LossesLike
 from ..methods.base import Transform
 from ..optimizer import MultiLossOptimizer
-from .arguments import BatchesLike, MethodLike, SitesLike, kind_of, near_names
+from .arguments import (
+    BatchesLike,
+    MethodLike,
+    MethodsLike,
+    SiteLike,
+    SitesLike,
+    check_batches,
+    check_functions,
+    check_length,
+    check_methods,
+    check_seeds,
+    check_sites,
+    kind_of,
+    near_names,
+)
+from .randomness import RandomStream
 
 SITES = ("activations", "parameters")
 
@@ -50,19 +65,24 @@ class Study:
             draws.seed += seed << 32
         return transforms
 
-    def sites(self, model: nn.Module) -> str | nn.Module | Iterable[nn.Module]:
-        """`at`, for the model of one run."""
-        if not isinstance(self.at, str):
-            return self.at(model)
-        if self.at in SITES:
-            return self.at
+    def site(self, method: str) -> SiteLike:
+        """`at` of one method."""
+        return self.at.get(method, SITES[0]) if isinstance(self.at, Mapping) else self.at
+
+    def sites(self, method: str, model: nn.Module) -> str | nn.Module | Iterable[nn.Module]:
+        """`at` of one method, for the model of one run."""
+        at = self.site(method)
+        if not isinstance(at, str):
+            return at(model)
+        if at in SITES:
+            return at
         modules: dict[str, nn.Module] = dict(model.named_modules())
-        if self.at not in modules:
+        if at not in modules:
             raise ValueError(
                 f'`at` must be "activations", "parameters" or the name of a submodule, but the model has no '
-                f"{self.at!r}.{near_names(self.at, list(modules))}"
+                f"{at!r}.{near_names(at, list(modules))}"
             )
-        return modules[self.at]
+        return modules[at]
 
     def order(self) -> Iterator[tuple[str, int]]:
         """Method and seed of each run. Methods take turns in being first, so that slow hours hit all alike."""
@@ -81,9 +101,11 @@ class Study:
         import mtopt  # not at the top: mtopt itself imports this module
 
         length = {"epochs": self.epochs} if self.seconds is None else {"seconds": self.seconds}
-        at = self.at if isinstance(self.at, str) else f"function {getattr(self.at, '__qualname__', type(self.at))}"
+        at = {m: _in_words(at) for m, at in self.at.items()} if isinstance(self.at, Mapping) else _in_words(self.at)
+        with RandomStream(0):  # functions that make transforms may draw
+            settings = {name: self._settings(name) for name in self.methods}
         return {
-            "methods": {name: self._settings(name) for name in self.methods},
+            "methods": settings,
             "seeds": list(self.seeds),
             **length,
             "at": at,
@@ -93,11 +115,51 @@ class Study:
 
     def _settings(self, method: str) -> str:
         parameter = nn.Parameter(torch.zeros(()))
-        at = self.at if isinstance(self.at, str) and self.at in SITES else nn.Identity()
+        at = self.site(method)
         try:
             transforms = self.transforms(method, 0)
-            optimizer = MultiLossOptimizer(torch.optim.SGD([parameter]), transforms, at=at)
+            somewhere = at if at in SITES else nn.Identity()
+            optimizer = MultiLossOptimizer(torch.optim.SGD([parameter]), transforms, at=somewhere)
         except Exception as error:
             error.add_note(f"In `methods[{method!r}]`.")
             raise
         return re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer.pipeline))
+
+
+def _in_words(at: SiteLike) -> str:
+    return at if isinstance(at, str) else f"function {getattr(at, '__qualname__', type(at))}"
+
+
+def checked_study(
+    make_model: Callable[[], nn.Module],
+    make_losses: Callable[[nn.Module, Any], LossesLike],
+    batches: BatchesLike,
+    methods: MethodsLike,
+    seeds: int | Iterable[int] = 5,
+    *,
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+    make_metrics: Callable[[nn.Module], Mapping[str, float | Tensor]] | None = None,
+    at: SitesLike = SITES[0],
+    epochs: int = 1,
+    seconds: float | None = None,
+) -> Study:
+    """The study that these arguments of `compare` ask for.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a wrong value.
+    """
+    check_functions(make_model, make_losses, make_optimizer, make_metrics)
+    by_name = check_methods(methods)
+    return Study(
+        make_model,
+        make_losses,
+        check_batches(batches),
+        by_name,
+        check_seeds(seeds),
+        make_optimizer,
+        make_metrics,
+        check_sites(at, list(by_name)),
+        epochs,
+        check_length(epochs, seconds),
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from textwrap import wrap
 from typing import Any
 
 from .arguments import PLAIN
@@ -56,15 +58,29 @@ def sentences(summary: Summary) -> Iterator[str]:
         )
 
 
-def as_text(summary: Summary) -> str:
-    """The table in plain characters."""
+def as_text(summary: Summary, width: int | None = None) -> str:
+    """The table in plain characters; without its last column if it is wider than `width`."""
     lines = [HEADER, *rows(summary)]
     widths = [max(len(line[i]) + (2 if i == 0 else 0) for line in lines if len(line) > 1) for i in range(len(HEADER))]
+    if width is not None and sum(widths) + 3 * (len(widths) - 1) > width:
+        widths.pop()
     text = []
     for line in lines:
         cells = [f"  {line[0]}", *line[1:]] if len(line) > 1 else list(line)
-        text.append("   ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip())
+        text.append("   ".join(cell.ljust(column) for cell, column in zip(cells, widths, strict=False)).rstrip())
     return "\n".join(text)
+
+
+def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
+    """Prose in lines of at most `width`; a line that goes on is indented."""
+    if width is None:
+        return list(lines)
+    return [part for line in lines for part in wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)]
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def as_rich(summary: Summary) -> Any:

@@ -12,7 +12,6 @@ from torch import Tensor
 TASKS = ("left", "right")
 
 N_TRAIN_DIGITS = 1200
-N_PROBE = 128
 TEST_ROUNDS = 2  # partners of each test digit: more of them, less noise
 DIGIT, SHIFT = 8, 3  # pixels: a smaller shift hides more of the left digit behind the right one
 CANVAS = DIGIT + SHIFT
@@ -37,30 +36,23 @@ class Pictures:
             yield Pictures(self.images[part], {task: labels[part] for task, labels in self.labels.items()})
 
 
-@dataclass(frozen=True)
 class Data:
-    """What one seed trains and tests on: the same for every method.
+    """The digits, split into those to train on and those to test on.
 
-    Attributes:
-        epochs: The training pictures of each epoch, in their order; partners change from epoch to epoch.
-        probe: Training digits in pictures of their own, to look at gradients.
-        test: Pictures of digits that no training picture shows.
+    Args:
+        seed: Decides on the split, and on the pictures of the test.
     """
 
-    epochs: list[Pictures]
-    probe: Pictures
-    test: Pictures
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        order = _shuffled(torch.arange(len(_digits()[1])), generator)
+        self._train, test = order[:N_TRAIN_DIGITS], order[N_TRAIN_DIGITS:]
+        partners = torch.cat([_shuffled(test, generator) for _ in range(TEST_ROUNDS)])
+        self.test = _overlaid(test.repeat(TEST_ROUNDS), partners)
 
-
-def make_data(seed: int, n_epochs: int) -> Data:
-    """Split the digits, then overlay those of one split with each other."""
-    generator = torch.Generator().manual_seed(seed)
-    order = _shuffled(torch.arange(len(_digits()[1])), generator)
-    train, test = order[:N_TRAIN_DIGITS], order[N_TRAIN_DIGITS:]
-    epochs = [_overlaid(_shuffled(train, generator), _shuffled(train, generator)) for _ in range(n_epochs)]
-    probe = _overlaid(_shuffled(train, generator)[:N_PROBE], _shuffled(train, generator)[:N_PROBE])
-    partners = torch.cat([_shuffled(test, generator) for _ in range(TEST_ROUNDS)])
-    return Data(epochs, probe, _overlaid(test.repeat(TEST_ROUNDS), partners))
+    def epoch(self) -> Pictures:
+        """The training digits with new partners, in a new order, by torch's global random numbers."""
+        return _overlaid(_shuffled(self._train), _shuffled(self._train))
 
 
 def _overlaid(left: Tensor, right: Tensor) -> Pictures:
@@ -73,7 +65,7 @@ def _overlaid(left: Tensor, right: Tensor) -> Pictures:
     return Pictures(torch.maximum(first, second), dict(zip(TASKS, (labels[left], labels[right]), strict=True)))
 
 
-def _shuffled(items: Tensor, generator: torch.Generator) -> Tensor:
+def _shuffled(items: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return items[torch.randperm(len(items), generator=generator)]
 
 
