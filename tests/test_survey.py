@@ -614,8 +614,9 @@ def test_many_modules_and_losses_and_long_names_are_shortened():
     report = conflict_report(losses, net)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 100
+    assert max(map(len, report.text(80).splitlines())) <= 80
     assert "  ... and 28 more, with fewer numbers in conflict" in lines
-    assert any(line.startswith("  trunk.a…ong_name.0.0 ") for line in lines)
+    assert any(line.startswith("  trunk.a_bac…_a_very_long_name.0.0 ") for line in lines)
     assert any("c/e" in line for line in lines)  # what their names begin with is left out
     assert "and 3 more" in " ".join(lines[:3])
     shown = [module for module in report.modules if f"{module.name[-5:]} " in "\n".join(lines[2:17])]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..comparison.extras import extra
 from ..comparison.study import checked_study
+from ..comparison.table import terminal_width
 from ..comparison.trial import first_losses
 from ..survey.report import conflict_report
 from .failures import UsageError
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> bool:
         except TypeError as error:
             raise UsageError(f"in {options.file}, {error}") from error
         report = conflict_report(*first_losses(study))
-    print(report)
+    print(report.text(terminal_width()))
     if options.json is not None:
         options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         print(f"Numbers: {options.json}")

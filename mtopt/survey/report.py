@@ -98,8 +98,12 @@ class ConflictReport:
 
         return draw(self, path)
 
+    def text(self, width: int = 100) -> str:
+        """The report for people, in `width` columns, from 80 to 120; `print` shows it in 100."""
+        return as_text(self, width)
+
     def __str__(self) -> str:
-        return as_text(self)
+        return self.text()
 
     def __repr__(self) -> str:
         return f"<ConflictReport: {len(self.losses)} losses, {len(self.modules)} modules; print it to read it>"
