@@ -124,7 +124,7 @@ class Monitor:
         return list(self._records)
 
     def plot(self, path: str | PathLike[str] | None = None, *, site: str = "site0") -> Figure:
-        """Draw the losses, the purity and the cosines over the records.
+        """Draw the losses and the lengths of their gradients, the purity and the cosines over the records.
 
         Args:
             path: Where to save the picture; its suffix chooses the format. `None` saves nothing.
@@ -135,15 +135,17 @@ class Monitor:
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If no record has such a site.
+            OSError: If `path` cannot be written.
+            ValueError: If no record has such a site, or the suffix of `path` is no format.
         """
         from .pictures.monitor import draw
 
-        records = [record for record in self._records if site in record.purity]
-        if not records:
-            known = sorted({site for record in self._records for site in record.purity})
-            raise ValueError(f"`site` is {site!r}, but the records have {', '.join(known) or 'no site yet'}.")
-        return draw(records, site, path)
+        known = sorted({site for record in self._records for site in record.purity})
+        if not known:
+            raise ValueError("There is nothing to draw: no step that was looked at has two losses that meet.")
+        if site not in known:
+            raise ValueError(f"`site` is {site!r}, but the records have {', '.join(known)}.")
+        return draw(self.history(), site, path)
 
     def remove(self) -> None:
         """Look no more. What was seen stays."""

@@ -1,60 +1,75 @@
-"""What a Monitor has seen, as a picture: losses, purity and cosines over the training. No numbers of its own."""
+"""What a Monitor has seen, as a picture: curves, purity and cosines over the training. No numbers of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from .cosines import draw_cosines
+import torch
+
+from .cosines import draw_cosines, known, room
 from .curves import Curve, draw_curves
-from .figure import new_figure, saved, styles
+from .figure import add_legend, picture, styles, tick
 from .purity import draw_purity
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     from ..monitor import Record
 
 SHOWN = 10  # losses whose curves can be told apart
+LEFT = 5.2  # inches
 
 
 def draw(records: Sequence[Record], site: str, path: str | PathLike[str] | None) -> Figure:
-    """Draw the records that have seen `site`, and save if there is a path."""
-    figure = new_figure(14, 4.4)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.1, 1))
-    _draw_by_loss(left, records, site)
-    draw_purity(middle, [record.step for record in records], [record.purity[site] for record in records])
-    losses, cosines = _mean_cosines(records, site)
-    what = "one record" if len(records) == 1 else f"mean of {len(records)} records"
-    draw_cosines(right, losses, cosines, f"Cosines at {site}, {what}")
-    return saved(figure, path)
+    """Draw the records, of which one or more have seen `site`, and save if there is a path."""
+    seen = [record for record in records if site in record.purity]
+    losses, cosines = _mean_cosines(seen, site)
+    right, below = room(len(losses))
+    heights = 3.6 + 0.04 * min(len(losses), SHOWN), below
+    with picture(path, LEFT + right, sum(heights)) as figure:
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+        _draw_by_loss(upper, records, site, LEFT + right)
+        at_left, at_right = lower.subplots(1, 2, width_ratios=(LEFT, right))
+        histograms = [record.purity[site] for record in seen]
+        draw_purity(at_left, [record.step for record in seen], histograms, f"Purity at {site}")
+        what = "one record" if len(seen) == 1 else f"mean of {len(seen)} records"
+        draw_cosines(at_right, losses, cosines, f"Cosines at {site}, {what}")
+    return figure
 
 
-def _draw_by_loss(axes: Axes, records: Sequence[Record], site: str) -> None:
-    """The losses where they are known, else the lengths of their gradients."""
-    known = any(name.startswith("loss/") for record in records for name in record.numbers)
-    prefix = "loss/" if known else f"{site}/norm/"
-    names = list(dict.fromkeys(n.removeprefix(prefix) for r in records for n in r.numbers if n.startswith(prefix)))
-    curves = {}
-    for name in names[:SHOWN]:
-        seen = [(float(r.step), r.numbers[prefix + name]) for r in records if prefix + name in r.numbers]
-        curves[name] = Curve([step for step, _ in seen], [value for _, value in seen])
-    draw_curves(axes, curves, styles(curves))
+def _draw_by_loss(figure: SubFigure, records: Sequence[Record], site: str, width: float) -> None:
+    """The losses where they are known, and the lengths of their gradients."""
+    kinds = {"loss/": ("Losses", "loss"), f"{site}/norm/": (f"Gradients at {site}", "length of a loss's gradient")}
+    drawn = {prefix: curves for prefix in kinds if (curves := _curves(records, prefix))}
+    names = list(dict.fromkeys(name for curves in drawn.values() for name in curves))
+    looks = styles(names[:SHOWN])
     some = f" ({SHOWN} of {len(names)})" if len(names) > SHOWN else ""
-    what = "Losses" if known else f"Gradients at {site}"
-    axes.set(title=f"{what}{some}", xlabel="step", ylabel="loss" if known else "length of a loss's gradient")
-    axes.legend()
+    for axes, (prefix, curves) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        title, label = kinds[prefix]
+        draw_curves(axes, {name: curve for name, curve in curves.items() if name in looks}, looks, "step")
+        tick(axes.xaxis, whole=True, most=4)
+        axes.set(title=f"{title}{some}", ylabel=label)
+    add_legend(figure, looks, width)
+
+
+def _curves(records: Sequence[Record], prefix: str) -> dict[str, Curve]:
+    names = dict.fromkeys(name for record in records for name in record.numbers if name.startswith(prefix))
+    curves = {}
+    for name in names:
+        there = [record for record in records if name in record.numbers]
+        steps, values = [record.step for record in there], [record.numbers[name] for record in there]
+        curves[name.removeprefix(prefix)] = Curve(steps, values)
+    return curves
 
 
 def _mean_cosines(records: Sequence[Record], site: str) -> tuple[list[str], list[list[float]]]:
-    """Over the records that have both losses; 1 on the diagonal."""
+    """Over the records in which both losses have a gradient; NaN for two that never have."""
     losses = list(dict.fromkeys(name for record in records for name in record.losses))
-    seen: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        for one, row in zip(record.losses, record.cosines[site], strict=True):
-            for other, cosine in zip(record.losses, row, strict=True):
-                seen.setdefault((one, other), []).append(cosine)
-    means = {pair: sum(cosines) / len(cosines) for pair, cosines in seen.items()}
-    return losses, [[means.get((one, other), 0.0) for other in losses] for one in losses]
+    seen = torch.full((len(records), len(losses), len(losses)), nan, dtype=torch.float64)
+    for into, record in zip(seen, records, strict=True):
+        at = torch.tensor([losses.index(name) for name in record.losses])
+        into[at[:, None], at] = known(torch.tensor(record.cosines[site], dtype=torch.float64))
+    return losses, seen.nanmean(0).tolist()

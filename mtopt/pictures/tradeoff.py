@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .figure import Style
+from ..names import shortened
+from .figure import Style, plain, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-@dataclass(frozen=True)
-class Point:
-    """A method's means of the two quantities, and half the width of each interval, if there is one."""
-
-    x: float
-    y: float
-    half_x: float | None = None
-    half_y: float | None = None
+    from ..comparison.statistics import Quantity
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points that no other one beats in both, by rising first coordinate; less is better.
+    """The points that no other one beats, by rising first coordinate; less is better, and one stands for its equals.
 
     Example:
         >>> pareto_front([(1.0, 3.0), (2.0, 2.0), (2.0, 4.0), (3.0, 1.0)])
@@ -36,38 +28,33 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def draw_trade_off(
-    axes: Axes, points: Mapping[str, Point], styles: Mapping[str, Style], *, larger: tuple[bool, bool]
-) -> None:
-    """A marker for each method with its intervals, and a line through the front.
+def draw_trade_off(axes: Axes, pair: Sequence[Quantity], looks: Mapping[str, Style]) -> None:
+    """A marker for each method with its intervals, and the front: no mean is beyond that line.
 
     Args:
         axes: Where to draw.
-        points: Of each method.
-        styles: Of each method.
-        larger: Of each quantity, whether more is better.
+        pair: Two quantities: to the right, and upwards.
+        looks: The style of each method.
     """
-    for name, point in points.items():
-        style = styles[name]
-        axes.errorbar(
-            point.x,
-            point.y,
-            xerr=point.half_x,
-            yerr=point.half_y,
-            color=style.color,
-            marker=style.marker,
-            markersize=8,
-            elinewidth=0.8,
-            label=name,
-        )
-    signs = [-1 if more else 1 for more in larger]
-    listed = list(points.values())
-    front = [listed[i] for i in pareto_front([(signs[0] * point.x, signs[1] * point.y) for point in listed])]
-    axes.plot(
-        [point.x for point in front],
-        [point.y for point in front],
-        color="0.6",
-        zorder=0,
-        label="Pareto front of the means",
-    )
+    one, other = pair
+    means, uncertain = [], False
+    for method, look in looks.items():
+        x, y = one.results[method].estimate, other.results[method].estimate
+        if x is not None and y is not None:
+            axes.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, elinewidth=0.8, **look.markers(8))
+            means.append((x.mean, y.mean))
+            uncertain = uncertain or x.half is not None
+    signs = [-1 if quantity.larger_is_better else 1 for quantity in (one, other)]
+    front = [means[i] for i in pareto_front([(signs[0] * x, signs[1] * y) for x, y in means])]
+    axes.plot([x for x, _ in front], [y for _, y in front], color="0.6", drawstyle="steps-post", zorder=0)
+    title = f"Trade-off{', means ± 95 %' if uncertain else ''}"
+    what = "line: Pareto front of the means" if means else "no method has both"
+    axes.set(title=f"{title}\n{what}", xlabel=_label(one), ylabel=_label(other))
+    tick(axes.xaxis, most=3)
+    tick(axes.yaxis)
     axes.grid(alpha=0.3)
+
+
+def _label(quantity: Quantity) -> str:
+    better = "more" if quantity.larger_is_better else "less"
+    return f"{quantity.kind} {plain(shortened(quantity.name, 24))}\n({better} is better)"
