@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any
 
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.postprocessors import Postprocessor
 from math_core import LatexToMathML
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)  # by pymdownx.arithmatex
 _CONVERTER = LatexToMathML()
 
 
-def on_page_content(content: str, /, **_: Any) -> str:
-    """The hook that MkDocs calls with a page's HTML. A formula that cannot be read stops the build."""
-    return _FORMULA.sub(_mathml, content)
+class MathML(Extension):
+    """What mkdocs.yml names: an extension of Python-Markdown, since MkDocs and Zensical both run those."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        md.postprocessors.register(_Formulas(md), "mathml", priority=0)  # behind those of Markdown itself
+
+
+class _Formulas(Postprocessor):
+    """A formula that cannot be read stops the build."""
+
+    def run(self, text: str) -> str:
+        return _FORMULA.sub(_mathml, text)
 
 
 def _mathml(formula: re.Match[str]) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.preprocessors import Preprocessor
 
 import mtopt
 from mtopt.combine import Held
@@ -23,9 +26,16 @@ KINDS = {
 }
 
 
-def on_page_markdown(markdown: str, /, **_: Any) -> str:
-    """The hook that MkDocs calls with a page's text."""
-    return markdown.replace(MARK, tables())
+class Properties(Extension):
+    """What mkdocs.yml names: an extension of Python-Markdown, since MkDocs and Zensical both run those."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        md.preprocessors.register(_Tables(md), "properties", priority=28)  # before comments are taken for HTML
+
+
+class _Tables(Preprocessor):
+    def run(self, lines: list[str]) -> list[str]:
+        return [new for line in lines for new in (tables().split("\n") if line == MARK else [line])]
 
 
 def tables() -> str:

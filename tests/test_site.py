@@ -1,0 +1,376 @@
+"""The built site: it loads nothing from elsewhere, its parts are in order, and a real browser shows it as it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise, product
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md"))
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the visits to all pages
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built once for all tests. A broken link or a formula that cannot be read stops it."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return target
+
+
+def url_of(page: str) -> str:
+    return "" if page == "index" else f"{page}/"
+
+
+def html_of(site: Path, page: str) -> str:
+    return (site / url_of(page) / "index.html").read_text(encoding="utf-8")
+
+
+# -- what the pages are made of ----------------------------------------------------------------------------------------
+
+
+LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+OUTSIDE = re.compile(r"(?i)\s*(https?:)?//")
+
+
+class Page(HTMLParser):
+    """A page's tags, and what a browser loads by itself for it, apart from the links that a reader may follow."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.urls: list[str] = []
+        self.css: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag == "img":
+            self.images.append(given)
+        if tag == "link" and not LOADING_LINKS & set(given.get("rel", "").split()):
+            return
+        loading = ("src", "srcset", "data", "poster") if tag != "link" else ("href",)
+        self.urls += [given[name] for name in loading if name in given]
+        if tag in ("image", "use"):
+            self.urls += [given[name] for name in ("href", "xlink:href") if name in given]
+        self.css.append(given.get("style", ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "style":
+            self.css.append(data)
+
+
+def css_urls(css: str) -> list[str]:
+    return re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", css)
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[str, Page]:
+    return {page: Page(html_of(site, page)) for page in PAGES}
+
+
+def test_the_site_loads_nothing_from_another_host(site):
+    for path in site.rglob("*.html"):
+        page = Page(path.read_text(encoding="utf-8"))
+        urls = page.urls + [url for css in page.css for url in css_urls(css)]
+        assert urls, path
+        assert not [url for url in urls if OUTSIDE.match(url)], path
+    for sheet in site.rglob("*.css"):
+        assert not [url for url in css_urls(sheet.read_text(encoding="utf-8")) if OUTSIDE.match(url)], sheet
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/css">',
+        '<img src="http://badge.example/b.svg">',
+    ],
+)
+def test_an_outside_url_would_be_seen(html):
+    assert [url for url in Page(html).urls if OUTSIDE.match(url)]
+
+
+def test_a_font_from_another_host_would_be_seen():
+    (css,) = [css for css in Page("<style>@font-face { src: url('https://a.example/f.woff2') }</style>").css if css]
+    assert css_urls(css) == ["https://a.example/f.woff2"]
+
+
+def test_every_formula_is_mathml(pages, site):
+    assert not [page for page in PAGES if re.search(r'class="arithmatex">\\', html_of(site, page))]
+    written = {page for page in PAGES if "\n$$" in (DOCS / f"{page}.md").read_text(encoding="utf-8")}
+    assert not [page for page in {"api", *written} if "math" not in pages[page].tags]
+
+
+def test_the_three_tables_of_properties_are_on_their_page(pages):
+    written = re.findall(r"^\|[-:| ]+\|$", (DOCS / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert pages["methods"].tags.count("table") == len(written) + 3
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_are_in_order(page, pages):
+    levels = [int(tag[1]) for tag in pages[page].tags if re.fullmatch("h[1-6]", tag)]
+    assert (levels[0], levels.count(1)) == (1, 1)
+    assert all(level <= before + 1 for before, level in pairwise(levels))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_says_what_is_seen(page, pages):
+    assert not [image for image in pages[page].images if len(image.get("alt", "")) < 10]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_site_leads_somewhere(page, pages, site):
+    targets = [urlsplit(urljoin(f"http://site/{url_of(page)}", link)) for link in pages[page].links]
+    for target in {target for target in targets if target.netloc == "site"}:
+        name = target.path.strip("/") or "index"
+        assert name in pages or (site / unquote(name)).is_file(), target
+        assert not target.fragment or unquote(target.fragment) in pages[name].anchors, target
+
+
+def test_the_changelog_is_on_the_site(pages, site):
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert pages["changelog"].tags.count("h2") == sum(line.startswith("## ") for line in lines)
+    assert html_of(site, "changelog").count("<li>") == sum(line.startswith("- ") for line in lines)
+
+
+# -- in a real browser -------------------------------------------------------------------------------------------------
+
+
+WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
+SCHEMES = {"light": "default", "dark": "slate"}
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+AXE = "axe-core@4.14.1"  # from npm: it looks at a page as a screen reader does, and at its contrasts
+AXE_OPTIONS = {
+    # The browsers let a reader reach what scrolls by its keyboard; axe does not know.
+    ("desktop", "light"): {"preload": False, "rules": {"scrollable-region-focusable": {"enabled": False}}},
+    ("phone", "dark"): {"preload": False, "runOnly": ["color-contrast"]},  # what differs: a run takes a second a page
+}
+SEEN = """
+const hidden = [...document.querySelectorAll("math")].filter(formula => {
+  const box = formula.getBoundingClientRect()
+  return box.width === 0 || box.height === 0
+})
+const root = document.documentElement
+return [document.body.dataset.mdColorScheme, root.scrollWidth, root.clientWidth, hidden.map(math => math.textContent)]
+"""
+
+
+class Visit(NamedTuple):
+    """What a page was like in one window and one colour scheme."""
+
+    scheme: str
+    width: int
+    room: int
+    hidden: list[str]
+    faults: list[str]
+    errors: list[str]
+    requests: list[str]
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def lacking(reason: str) -> NoReturn:
+    """Without a browser its tests are skipped, but not in CI."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def address(site) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Chrome]:
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        lacking("Chromium and its driver are not there. On Debian: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+    with Chrome(options, ChromeService(driver)) as chrome:
+        # A choice of the colour scheme is not kept, so that the next page is shown in that of the system.
+        chrome.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument", {"source": "Storage.prototype.setItem = () => 0"}
+        )
+        chrome.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+        chrome.set_script_timeout(120)
+        yield chrome
+
+
+def resize(browser: Chrome, window: str) -> None:
+    width, height = WINDOWS[window]
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": window == "phone"}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def show(browser: Chrome, url: str, scheme: str = "light") -> None:
+    resize(browser, "desktop")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(url)
+
+
+def errors_of(browser: Chrome) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def requests_of(browser: Chrome) -> list[str]:
+    """What was asked of any host since the last call, by scripts, too."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if urlsplit(url).scheme not in ("data", "blob", "chrome")]
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory) -> str:
+    """The source of axe-core; empty where npm cannot fetch it."""
+    folder, npm = tmp_path_factory.mktemp("axe"), shutil.which("npm")
+    if npm is None or subprocess.run([npm, "pack", AXE], cwd=folder, capture_output=True, check=False).returncode:
+        return ""
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        source = archive.extractfile("package/axe.min.js")
+        assert source is not None
+        return source.read().decode()
+
+
+def faults_of(browser: Chrome, axe: str, options: dict[str, object]) -> list[str]:
+    """What axe finds in the text of a page; the frame around it is the theme's."""
+    browser.execute_script(axe)
+    script = "axe.run(document.querySelector('.md-content'), arguments[0]).then(arguments[1])"
+    found = browser.execute_async_script(script, options)["violations"]
+    serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    return [f"{fault['id']}: {node['html']} {node['failureSummary']}" for fault in serious for node in fault["nodes"]]
+
+
+@pytest.fixture(scope="module")
+def visits(browser, address, axe) -> dict[str, Visit]:
+    made = {}
+    for page, scheme in product(PAGES, SCHEMES):
+        show(browser, address + url_of(page), scheme)
+        for window in WINDOWS:
+            resize(browser, window)
+            seen = browser.execute_script(SEEN)
+            options = AXE_OPTIONS.get((window, scheme))
+            faults = faults_of(browser, axe, options) if axe and options else []
+            made[f"{page}, {window}, {scheme}"] = Visit(*seen, faults, errors_of(browser), requests_of(browser))
+    return made
+
+
+def test_every_page_is_shown_in_the_scheme_of_the_system(visits):
+    assert {(name.split(", ")[2], visit.scheme) for name, visit in visits.items()} == set(SCHEMES.items())
+
+
+def test_no_page_writes_an_error_to_the_console(visits):
+    assert not {name: visit.errors for name, visit in visits.items() if visit.errors}
+
+
+def test_the_browser_asks_no_other_host(visits, address):
+    assert all(visit.requests for name, visit in visits.items() if "desktop" in name)  # the phone's are the same load
+    assert not {url for visit in visits.values() for url in visit.requests if not url.startswith(address)}
+
+
+def test_no_page_is_wider_than_its_window(visits):
+    assert not {name: visit.width for name, visit in visits.items() if visit.width > visit.room}
+
+
+def test_every_formula_is_visible(visits):
+    assert not {name: visit.hidden for name, visit in visits.items() if visit.hidden}
+
+
+def test_an_error_and_a_request_to_another_host_would_be_seen(browser, address):
+    show(browser, address)
+    browser.execute_async_script("""
+        console.error("on purpose")
+        fetch("http://elsewhere.example/").catch(() => null).then(arguments[0])""")
+    assert any("on purpose" in error for error in errors_of(browser))
+    assert "http://elsewhere.example/" in requests_of(browser)
+
+
+def test_every_page_can_be_read_by_everyone(visits, axe):
+    if not axe:
+        lacking(f"npm cannot fetch {AXE}")
+    assert not {name: visit.faults for name, visit in visits.items() if visit.faults}
+
+
+def test_a_pale_text_would_be_seen(browser, address, axe):
+    if not axe:
+        lacking(f"npm cannot fetch {AXE}")
+    show(browser, address)
+    browser.execute_script("document.querySelector('.md-content p').style.color = '#aaa'")
+    assert any(fault.startswith("color-contrast") for fault in faults_of(browser, axe, AXE_OPTIONS["phone", "dark"]))
+
+
+@pytest.mark.parametrize(
+    ("query", "page"), [("sign_purity", "api/#mtopt.sign_purity"), ("conflict", "seeing-conflict/")]
+)
+def test_the_search_finds(browser, address, query, page):
+    show(browser, address)
+    browser.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys(query)
+    found = f".md-search-result a[href*='{page}']"
+    WebDriverWait(browser, 20).until(lambda chrome: chrome.find_elements(By.CSS_SELECTOR, found))
+
+
+def clipboard_of(browser: Chrome) -> str:
+    return browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+
+
+def test_each_code_block_is_copied_by_its_button(browser, address):
+    show(browser, address)
+    blocks = browser.find_elements(By.CSS_SELECTOR, "pre:has(> code)")
+    buttons = (By.CSS_SELECTOR, "pre button[data-clipboard-target]")
+    WebDriverWait(browser, 20).until(lambda chrome: len(chrome.find_elements(*buttons)) == len(blocks) > 3)
+    for block, button in zip(blocks, browser.find_elements(*buttons), strict=True):
+        code = block.find_element(By.TAG_NAME, "code").get_property("textContent")
+        button.click()
+        WebDriverWait(browser, 20).until(lambda chrome, code=code: clipboard_of(chrome).strip() == code.strip())
