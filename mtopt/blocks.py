@@ -81,7 +81,7 @@ class Block:
         if transform is not None:
             losses = self.site.losses.only(self.indices)
             if transform.scale_equivariant or losses.scale is None:
-                masses = transform.masses(self.rows, replace(self.site, losses=losses))
+                masses = transform.masses(list(self.rows), replace(self.site, losses=losses))
             if masses is None:
                 self.rows = self.transformed(transform)
         return dict(zip(self.indices, masses or map(mass, self.rows), strict=True))
