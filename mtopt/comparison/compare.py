@@ -54,14 +54,16 @@ class Comparison:
 
         Args:
             path: Where to save the picture; its suffix chooses the format. `None` saves nothing.
-            trade_off: Names of two losses or metrics. `None` takes the first two metrics, or losses.
+            trade_off: Names of two losses or metrics; a name that both have is the metric's. `None` takes the first
+                two metrics, or losses.
 
         Returns:
             The figure, of matplotlib.
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If no run is finished, or `trade_off` are not two names.
+            OSError: If `path` cannot be written.
+            ValueError: If no run is finished, `trade_off` are not two names, or the suffix of `path` is no format.
         """
         from .plot import plot
 

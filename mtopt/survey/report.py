@@ -93,6 +93,8 @@ class ConflictReport:
 
         Raises:
             ImportError: If matplotlib is not installed.
+            OSError: If `path` cannot be written.
+            ValueError: If the suffix of `path` is no format.
         """
         from .plot import draw
 

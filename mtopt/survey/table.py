@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..conflict import Conflict
-from ..names import clipped, shortened
+from ..names import abbreviated, clipped, shortened
 
 if TYPE_CHECKING:
     from .report import ConflictReport
@@ -93,7 +93,7 @@ def _conflict_row(width: int, name: str, size: int, conflict: Conflict) -> str:
 
 def _row(width: int, name: str, size: str, share: str, purity: str, cosine: str, ratio: str) -> str:
     room = width - 67
-    return f"  {shortened(name, room):<{room}} {size:>10} {share:>8} {purity:>6}  {cosine:<17} {ratio}".rstrip()
+    return f"  {abbreviated(name, room):<{room}} {size:>10} {share:>8} {purity:>6}  {cosine:<17} {ratio}".rstrip()
 
 
 def _cosines(conflict: Conflict, width: int) -> list[str]:
