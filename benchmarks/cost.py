@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from cells import ACTIVATIONS, AGAIN, METHODS, PARAMETERS, PLAIN, TRUNK
 from checks import Results
+from cost_page import publish
 from measure import Advance, Run, combination_cells, interleave, several
 from memory import Key, measure_peaks
 from methods import FROM_GRAMIAN, TORCHJD, gramian_cells, make_cell, names, transform_alone
@@ -22,6 +23,8 @@ from report import as_json, show
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cost.json"
 TOY_STEPS = 100  # in one sample
 ALONE = 5  # transforms in one sample
 N_ROWS = 8  # in the bare combination
@@ -31,6 +34,10 @@ WIDE = 160  # columns, where the tables go to a file
 def main() -> None:
     args = _arguments()
     console = Console(width=None if sys.stdout.isatty() else WIDE)
+    if args.publish:
+        publish(json.loads((args.output or RESULTS).read_text(encoding="utf-8")), args.docs)
+        console.print(f"Written to {args.docs}")
+        return
     torch.set_num_threads(args.threads)
     # That vmap has no rule for some operation shows in the table.
     for message in ("There is a performance drop", "mtopt differentiates the losses one by one"):
@@ -172,7 +179,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the cells")
     parser.add_argument("--row-size", type=int, default=10_000_000, help="of the 8 rows of the bare combination")
     parser.add_argument("--only", choices=list(PARTS), help="one part of the measurements")
-    parser.add_argument("--output", type=Path, help="where to write all results as JSON")
+    parser.add_argument("--output", type=Path, help="where to write all results as JSON, or to read them from")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --publish writes to")
+    parser.add_argument("--publish", action="store_true", help="measure nothing: make the page of what was measured")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the MLP and the toy, T = 2 and 8, 3 rounds, short rows"
     )
@@ -186,7 +195,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    """All that the numbers depend on: no paths."""
+    return {name: value for name, value in vars(args).items() if name not in ("output", "docs", "publish")}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ METHODS: dict[str, Combine] = {
 }
 
 
-def reached(combine: Combine, frequencies: Frequencies, rate: float, n_starts: int, seed: int) -> int:
+def reached(
+    combine: Combine, frequencies: Frequencies, rate: float, n_starts: int, seed: int, n_steps: int = STEPS
+) -> int:
     """How many starts end near the joint minimum, all at once, by gradient descent with a linear decay.
 
     The losses are 1 - cos(a x), which is a sine moved by a quarter of its period, for each frequency a.
@@ -72,25 +74,25 @@ def reached(combine: Combine, frequencies: Frequencies, rate: float, n_starts: i
     a = frequencies(n_starts, generator)
     x = RANGE * (2 * torch.rand(n_starts, dtype=torch.float64, generator=generator) - 1)
     lr = rate / a.square().sum(0)
-    for step in range(STEPS):
-        x = x - lr * (1 - step / STEPS) * combine(a * (a * x).sin(), generator)
+    for step in range(n_steps):
+        x = x - lr * (1 - step / n_steps) * combine(a * (a * x).sin(), generator)
     return int((x.abs() < NEAR).sum())
 
 
-def measure(n_starts: int = STARTS) -> dict[str, Any]:
+def measure(n_starts: int = STARTS, n_steps: int = STEPS) -> dict[str, Any]:
     """The share of each method with its best learning rate, tuned on other starts; 95 % intervals are Wilson's."""
-    rates = {family: {name: _tuned(name, family, n_starts) for name in METHODS} for family in FAMILIES}
-    settings = {"range": RANGE, "starts": n_starts, "steps": STEPS, "near": NEAR, "rates": list(RATES)}
+    rates = {family: {name: _tuned(name, family, n_starts, n_steps) for name in METHODS} for family in FAMILIES}
+    settings = {"range": RANGE, "starts": n_starts, "steps": n_steps, "near": NEAR, "rates": list(RATES)}
     return {"settings": settings, "rates": rates}
 
 
-def _tuned(name: str, family: str, n_starts: int) -> dict[str, Any]:
+def _tuned(name: str, family: str, n_starts: int, n_steps: int) -> dict[str, Any]:
     from scipy.stats import binomtest
 
     combine, frequencies = METHODS[name], FAMILIES[family]
-    tried = {rate: reached(combine, frequencies, rate, n_starts, seed=1000) for rate in RATES}
+    tried = {rate: reached(combine, frequencies, rate, n_starts, 1000, n_steps) for rate in RATES}
     rate = max(tried, key=lambda rate: tried[rate])
-    count = reached(combine, frequencies, rate, n_starts, seed=0)
+    count = reached(combine, frequencies, rate, n_starts, 0, n_steps)
     interval = binomtest(count, n_starts).proportion_ci(method="wilson")
     return {
         "rate": rate,

@@ -1,4 +1,4 @@
-"""The command: `python benchmarks/evidence`. Says what is done, and writes a file of results per problem."""
+"""The command: `python benchmarks/evidence`. Says what is done, writes a file of results per problem, and the page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from problems import PROBLEMS, QUICK
 from report import as_json
 from rich.console import Console
 
+from evidence.page import publish, read
 from evidence.runs import Job, workers
 from evidence.study import Study
 from evidence.table import show
@@ -25,7 +26,7 @@ from mtopt.comparison.progress import progress_bar
 
 BENCHMARKS = Path(__file__).parents[1]
 NAMES = ["sinusoids", *PROBLEMS]
-QUICK_NAMES = ["sinusoids", *QUICK]
+QUICK_NAMES = [*QUICK, "sinusoids"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="tiny problems that need no fetching: a trial, no evidence"
     )
+    parser.add_argument("--docs", type=Path, default=BENCHMARKS.parent / "docs", help="where --publish writes to")
+    parser.add_argument("--publish", action="store_true", help="run nothing: make the page of what there is")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = args.results or (args.folder / "quick" if args.quick else BENCHMARKS / "results")
+    if args.publish:
+        publish(read(results), args.docs)
+        print(f"Written to {args.docs}")
+        return 0
     results.mkdir(parents=True, exist_ok=True)
     for name in QUICK_NAMES if args.quick else args.problems:
         start = time.monotonic()
@@ -75,7 +82,7 @@ def _study(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sinusoids(quick: bool) -> dict[str, Any]:
-    found = sinusoids.measure(50 if quick else sinusoids.STARTS)
+    found = sinusoids.measure(50, 300) if quick else sinusoids.measure()
     return {"name": "sinusoids", **_header(found.pop("settings")), **found}
 
 

@@ -1,0 +1,568 @@
+"""The evidence: fair tuning, runs that go on after a stop, honest statistics, a page that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+DOCS = ROOT / "docs"
+PLAIN, SUMS = "plain sum", ("tuned weights", "weight decay")
+pytestmark = pytest.mark.timeout(600)  # the quick form takes half a minute where nothing else runs
+QUICK = {"quick_digits", "quick_helmholtz", "sinusoids"}
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """The parts that need no module named like one of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import problems
+        import sinusoids
+        from evidence import claims, methods, page, peers, pictures, runs, summary, training, words
+
+        yield SimpleNamespace(
+            claims=claims,
+            methods=methods,
+            page=page,
+            peers=peers,
+            pictures=pictures,
+            problem=problems.problem,
+            problems=problems.PROBLEMS,
+            runs=runs,
+            sinusoids=sinusoids,
+            summary=summary,
+            training=training,
+            words=words,
+        )
+        problems.problem.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The quick form, stopped by Ctrl-C after a few runs, and then run to its end: what was there at both times."""
+    folder = tmp_path_factory.mktemp("evidence")
+    command = [sys.executable, "benchmarks/evidence", "--quick", "--folder", str(folder)]
+    with (folder / "said").open("w") as said, subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said) as process:
+        while process.poll() is None and len(finished_runs(folder)) < 4:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stopped = process.wait(60), finished_runs(folder), (folder / "said").read_text()
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=560)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return SimpleNamespace(folder=folder, stopped=stopped, results=as_read(folder / "quick"))
+
+
+def finished_runs(folder: Path) -> list[str]:
+    """The whole lines of the file of finished runs, but for its first."""
+    lines = [line for path in folder.glob("quick_digits*.jsonl") for line in path.read_text().splitlines(keepends=True)]
+    return [line for line in lines[1:] if line.endswith("\n")]
+
+
+def as_read(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def published(evidence):
+    """What is published, in the page's order."""
+    return evidence.page.read(RESULTS)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_study_keeps_what_is_finished_and_goes_on_from_there(quick):
+    code, kept, said = quick.stopped
+    assert (code, "the same command goes on" in said) == (130, True)
+    lines = finished_runs(quick.folder)
+    keys = [json.loads(line)["key"] for line in lines]
+    assert 4 <= len(kept) < len(lines)
+    assert lines[: len(kept)] == kept
+    assert len(set(keys)) == len(keys)
+
+
+class Pool:
+    """Does each job at once, and remembers it."""
+
+    def __init__(self) -> None:
+        self.jobs = []
+
+    def submit(self, run, job) -> Future:
+        self.jobs.append(job)
+        future: Future = Future()
+        future.set_result({"score": float(job.seed)})
+        return future
+
+
+def test_after_a_kill_only_what_is_missing_is_run(evidence, tmp_path):
+    runs = evidence.runs
+    jobs = [runs.Job("test", "toy", "MGDA", evidence.methods.Setting(0.1), 3, seed) for seed in range(5)]
+    pools = Pool(), Pool()
+    runs.Finished(tmp_path, "toy", {"steps": 3}).all_of(jobs[:3], pools[0], lambda job: None)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b'{"key": "torn')  # killed while it wrote
+    seen = []
+    found = runs.Finished(tmp_path, "toy", {"steps": 3}).all_of(jobs, pools[1], seen.append)
+    assert [pool.jobs for pool in pools] == [jobs[:3], jobs[3:]]
+    assert [found[job]["score"] for job in jobs] == [0, 1, 2, 3, 4]
+    assert sorted(job.seed for job in seen) == [0, 1, 2, 3, 4]
+
+
+def test_other_settings_take_no_run_of_before(evidence, tmp_path):
+    first = evidence.runs.Finished(tmp_path, "toy", {"steps": 3})
+    assert first.once("costs", lambda: {"ms": 1}) == first.once("costs", lambda: {"ms": 2})
+    assert evidence.runs.Finished(tmp_path, "toy", {"steps": 4}).once("costs", lambda: {"ms": 2})["ms"] == 2
+
+
+def test_the_best_trial_is_the_one_with_the_best_score_that_has_finished(evidence):
+    jobs = [evidence.runs.Job("tuning", "toy", "MGDA", evidence.methods.Setting(lr), 3, 0) for lr in (1.0, 2.0, 3.0)]
+    records = dict(zip(jobs, [{"score": 0.1}, {"diverged": "a loss was not finite"}, {"score": 0.3}], strict=True))
+    assert evidence.runs.best(jobs, records, True) == jobs[2]
+    assert evidence.runs.best(jobs, records, False) == jobs[0]
+    assert evidence.runs.best(jobs[1:2], records, True) is None
+
+
+@given(steps=st.integers(1, 10_000), ratio=st.floats(0.1, 50))
+def test_equal_steps_take_the_time_of_the_plain_sum(evidence, steps, ratio):
+    found = evidence.runs.equal_steps(steps, ratio)
+    assert found >= 1
+    assert abs(found * ratio - steps) <= max(ratio / 2, ratio - steps) + 1e-6
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quick_digits", "quick_helmholtz"])
+def test_every_method_is_tuned_with_as_many_trials(evidence, name):
+    methods, problem = evidence.methods, evidence.problem(name)
+    for method in methods.methods_of(problem).values():
+        settings = methods.settings_of(problem, method)
+        assert len(set(settings)) == methods.TRIALS
+        assert settings == methods.settings_of(problem, method)
+        assert {setting.lr for setting in settings} <= {method.lr_factor * lr for lr in problem.lrs}
+        for setting in settings:
+            assert setting.weights is None or np.mean(setting.weights) == pytest.approx(1, abs=1e-3)
+            assert setting.weight_decay == 0 or methods.DECAYS[0] <= setting.weight_decay <= methods.DECAYS[1]
+
+
+def test_random_graddrop_is_tried_at_doubled_learning_rates(evidence):
+    methods, problem = evidence.methods, evidence.problem("quick_digits")
+    known = methods.methods_of(problem)
+    plain, doubled = (methods.settings_of(problem, known[name]) for name in (PLAIN, "Random GradDrop"))
+    assert [setting.lr for setting in doubled] == [2 * setting.lr for setting in plain]
+    assert methods.at_edge(problem, known["Random GradDrop"], 2 * max(problem.lrs))
+    assert not methods.at_edge(problem, known["Random GradDrop"], doubled[2].lr)
+
+
+def test_sign_agnostic_masking_keeps_the_mean(evidence):
+    rows = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
+    masking = evidence.methods.SignAgnostic(seed=0)
+    found = torch.stack([masking.transform(rows, None) for _ in range(500)])
+    assert ((found == 0) | (found == 2 * rows)).all()
+    torch.testing.assert_close(found.mean(0), rows, rtol=0.2, atol=0)
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+def trained(evidence, name, make_update, setting, steps=8, seed=3):
+    training = evidence.training.Training(evidence.problem(name), make_update, setting, steps, seed)
+    return training, training.record("validation")
+
+
+@pytest.mark.parametrize(
+    "method", [PLAIN, "GradDrop", "PCGrad, then GradDrop", "FAMO", "STCH", "sign-agnostic masking"]
+)
+def test_the_same_seed_gives_the_same_run(evidence, method):
+    setting = evidence.methods.Setting(1e-2)
+    known = evidence.methods.methods_of(evidence.problem("quick_digits"))[method]
+    update = evidence.training.ours(known, setting, 8, 3)
+    records = [trained(evidence, "quick_digits", update, setting)[1] for _ in range(2)]
+    assert records[0]["metrics"] == records[1]["metrics"]
+
+
+def test_the_plain_sum_is_the_loop_by_hand(evidence):
+    setting = evidence.methods.Setting(1e-2)
+    plain = evidence.methods.methods_of(evidence.problem("quick_digits"))[PLAIN]
+    updates = evidence.training.ours(plain, setting, 8, 3), evidence.peers.by_hand
+    ours, theirs = (trained(evidence, "quick_digits", update, setting)[0] for update in updates)
+    for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_run_that_diverges_says_so(evidence):
+    setting = evidence.methods.Setting(1e30)
+    plain = evidence.methods.methods_of(evidence.problem("quick_helmholtz"))[PLAIN]
+    _, record = trained(evidence, "quick_helmholtz", evidence.training.ours(plain, setting, 8, 3), setting)
+    assert set(record) == {"diverged"}
+    assert re.match(r"a loss was not finite in step \d", record["diverged"])
+
+
+def test_the_learning_rate_falls_to_zero(evidence):
+    setting = evidence.methods.Setting(1e-2)
+    training, record = trained(evidence, "quick_digits", evidence.peers.by_hand, setting)
+    assert training.scheduler.get_last_lr() == [0]
+    assert record["score"] == pytest.approx(np.mean(list(record["metrics"].values())), abs=1e-4)
+
+
+# -- statistics, by other code -----------------------------------------------------------------------------------------
+
+
+def holm(ps: list[float]) -> np.ndarray:
+    """The k-th smallest of n, times n - k + 1; none below the one before it, none above 1."""
+    order = np.argsort(ps, kind="stable")
+    found = np.empty(len(ps))
+    found[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(ps), 0, -1) * np.asarray(ps)[order]))
+    return found
+
+
+def scores(found, method) -> np.ndarray | None:
+    """By seed; `None` if a run has diverged, or the method is missing."""
+    runs = found["methods"].get(method, {}).get("runs", [])
+    whole = len(runs) >= 3 and all("score" in run for run in runs)
+    return np.array([run["score"] for run in sorted(runs, key=lambda run: run["seed"])]) if whole else None
+
+
+def verdicts(found, pairs):
+    """Of pairs of a method and another: p, corrected for all of them, and a word."""
+    known = {pair: [scores(found, method) for method in pair] for pair in pairs}
+    known = {pair: both for pair, both in known.items() if all(part is not None for part in both)}
+    raw = [float(np.allclose(a, b)) if np.ptp(a - b) == 0 else stats.ttest_rel(a, b).pvalue for a, b in known.values()]
+    sign = 1 if found["settings"]["larger_is_better"] else -1
+    words = {}
+    for (pair, (a, b)), p in zip(known.items(), holm(raw), strict=True):
+        words[pair] = p, "no difference found" if p >= 0.05 else "better" if sign * (a - b).mean() > 0 else "worse"
+    return words
+
+
+def against_plain(found):
+    words = verdicts(found, [(name, PLAIN) for name in found["methods"] if name != PLAIN])
+    return {pair[0]: known for pair, known in words.items()}
+
+
+def gains_of(results):
+    """The claim, from the runs alone: what is better than the plain sum, and whether also than the tuned sums."""
+    claimed = {}
+    for problem, found in results.items():
+        sums = [name for name in SUMS if scores(found, name) is not None]
+        sign = 1 if found["settings"]["larger_is_better"] else -1
+        base = max(sums, key=lambda name: sign * scores(found, name).mean(), default=None)
+        names = [name for name in found["methods"] if name not in (PLAIN, *SUMS)]
+        tuned = verdicts(found, [(name, base) for name in names])
+        for name, (_, word) in against_plain(found).items():
+            if word == "better" and name in names:
+                claimed[problem, name] = base is not None and tuned[name, base][1] == "better"
+    return claimed
+
+
+def made_up(evidence, seed, *, larger_is_better=True, shift=0.0):
+    """Results of runs that nobody has made."""
+    random = np.random.default_rng(seed)
+    names = [PLAIN, *SUMS, "GradDrop", "GradDrop, at parameters", "MGDA", "PCGrad", "PCGrad, then GradDrop", "RLW"]
+    of_seed = random.normal(size=6)
+    values = {name: of_seed + random.normal(size=6) * 0.1 + random.choice([-1, 0, 0.3, 1]) for name in names}
+    values["PCGrad"] += shift
+    runs = {
+        name: [{"seed": i, "score": round(float(x), 5), "metrics": {"a": float(x)}} for i, x in enumerate(own)]
+        for name, own in values.items()
+    }
+    runs["RLW"][2] = {"seed": 2, "diverged": "a loss was not finite in step 3"}
+    known = evidence.summary.summarize(runs, larger_is_better)
+    settings = {"about": "Made up.", "tasks": ["a"], "metric": "score", "larger_is_better": larger_is_better}
+    rest = {"steps": 10, "ratio": 1.0, "ms": 1.0, "at_edge": False, "setting": {"lr": 0.1}}
+    return {
+        "date": "2026-01-01",
+        "command": "none",
+        "machine": {"cores": 1, "cpu": "none"},
+        "versions": {"torchjd": "0"},
+        "settings": {**settings, "at": "activations", "steps": 10, "trials": 5},
+        "noise": 1.0,
+        "refused": {"CAGrad": "ValueError: it | would\nnot"},
+        "seeds": list(range(6)),
+        "methods": {name: {**rest, "runs": own, "summary": known[name]} for name, own in runs.items()},
+        "peers": {},
+    }
+
+
+@given(seed=st.integers(0, 10_000), larger=st.booleans())
+def test_means_intervals_and_tests_are_those_of_scipy(evidence, seed, larger):
+    found = made_up(evidence, seed, larger_is_better=larger)
+    checked = against_plain(found)
+    for name, entry in found["methods"].items():
+        values = np.array([run["score"] for run in entry["runs"] if "score" in run])
+        row = entry["summary"]
+        low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+        assert row["score"]["mean"] == pytest.approx(values.mean(), abs=1e-6)
+        assert row["score"]["half"] == pytest.approx((high - low) / 2, abs=1e-6)
+        if name in checked:
+            assert (row["p"], row["verdict"]) == (pytest.approx(checked[name][0], rel=1e-2), checked[name][1])
+    assert found["methods"]["RLW"]["summary"]["verdict"] == "diverged"
+    assert found["methods"]["RLW"]["summary"]["p"] is None
+
+
+@given(seeds=st.lists(st.integers(0, 10_000), min_size=1, max_size=3, unique=True))
+def test_gains_are_those_that_other_code_finds(evidence, seeds):
+    results = {str(i): made_up(evidence, i, larger_is_better=i % 2 == 0) for i in seeds}
+    found = evidence.claims.gains(results)
+    assert {gain.pair: gain.beats for gain in found} == gains_of(results)
+    better = {(problem, name) for problem, name in evidence.claims.better_overall(results)}
+    assert {gain.pair for gain in found if gain.overall} == {pair for pair in better if pair[1] not in SUMS}
+
+
+@given(seed=st.integers(0, 10_000))
+def test_more_tests_never_make_a_finding(evidence, seed):
+    alone = {"a": made_up(evidence, seed)}
+    together = {**alone, "b": made_up(evidence, seed + 1)}
+    of_a = {pair for pair in evidence.claims.better_overall(together) if pair[0] == "a"}
+    assert of_a <= evidence.claims.better_overall(alone)
+
+
+def test_graddrop_behind_a_method_is_compared_with_that_method(evidence):
+    results = {"a": made_up(evidence, 0, shift=5.0), "b": made_up(evidence, 0, shift=-5.0)}
+    assert evidence.claims.with_graddrop(results) == {("a", "PCGrad"): "worse", ("b", "PCGrad"): "better"}
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def flat(text: str) -> str:
+    """Without the ends of lines."""
+    return " ".join(text.split())
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Of all tables, without their heads."""
+    text = text.replace("\N{NO-BREAK SPACE}", " ")
+    found = re.findall(r"^\| (?!---)(.*) \|$", re.sub(r"^\|.*\n(?=\| ---)", "", text, flags=re.MULTILINE), re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in found]
+
+
+def number_of(cell: str) -> float:
+    return float(cell.split(" ± ")[0])
+
+
+def check_problem(text: str, found: dict) -> None:
+    """Every row of the table says what scipy makes of the runs."""
+    checked, plain = against_plain(found), scores(found, PLAIN)
+    table = rows(text)
+    assert [row[0] for row in table] == list(found["methods"])
+    for name, steps, ratio, _, score, difference, p, verdict in table:
+        entry, values = found["methods"][name], scores(found, name)
+        assert int(steps.replace(",", "")) == entry["steps"]
+        assert float(ratio.replace(",", "")) == pytest.approx(entry["ratio"], rel=0.01, abs=0.006)
+        if values is not None:
+            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+            assert number_of(score) == pytest.approx(values.mean(), abs=6e-5)
+            assert float(score.split(" ± ")[1]) == pytest.approx(half, abs=6e-5)
+        if name in checked:
+            assert number_of(difference) == pytest.approx((values - plain).mean(), abs=6e-5)
+            assert verdict == checked[name][1]
+            assert (p == "< 0.001") == (checked[name][0] < 0.001)
+            assert p == "< 0.001" or float(p) == pytest.approx(checked[name][0], rel=0.06)
+        elif name != PLAIN:
+            assert "diverged" in verdict
+
+
+def check_answer(evidence, text: str, results: dict) -> None:
+    """The first sentences and the table below them say what other code makes of the runs of all problems."""
+    titles = evidence.words.TITLES
+    claimed = gains_of(results)
+    opening = text.split("\n## ", 1)[0]
+    said = {(row[0], row[1]): row[-1] for row in rows(opening)}
+    assert set(said) == {(titles[problem], method) for problem, method in claimed}
+    for (problem, method), beats in claimed.items():
+        assert (said[titles[problem], method] == "better") == beats
+    sentences = flat(opening)
+    assert ("No: none of the methods tried was better" in sentences) == (not claimed)
+    if claimed:
+        problems, n, beating = {problem for problem, _ in claimed}, len(claimed), sum(claimed.values())
+        assert f"On {len(problems)} of {len(results)} problems some method was better" in sentences
+        assert f"{'All' if beating == n else f'{beating or None} of these'} {n} also beat" in sentences
+        edges = {problem for problem in problems if results[problem]["methods"][PLAIN]["at_edge"]}
+        assert ("was at the edge of those tried on" in sentences) == bool(edges)
+    forms = [word for found in results.values() for name, (_, word) in against_plain(found).items() if is_form(name)]
+    (counts,) = re.findall(r"GradDrop itself, in .*?: (.*?)[.(]", sentences)
+    for word in ("better", "worse", "no difference found"):
+        assert (f"{word} in {forms.count(word)}" in counts) == (word in forms)
+
+
+def is_form(name: str) -> bool:
+    return name.split(",")[0] == "GradDrop"
+
+
+def test_the_page_of_the_quick_form_says_what_was_measured(evidence, quick, tmp_path):
+    assert set(quick.results) == QUICK
+    results = evidence.page.read(quick.folder / "quick")
+    evidence.page.publish(results, tmp_path)
+    text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
+    assert text == evidence.page.page(results)
+    assert {path.stem for path in (tmp_path / "evidence").iterdir()} == QUICK
+    problems = {name: found for name, found in results.items() if name != "sinusoids"}
+    check_answer(evidence, text, problems)
+    for name, found in problems.items():
+        check_problem(section(text, evidence.words.TITLES[name]), found)
+        check_picture(evidence, tmp_path / f"evidence/{name}.svg", found)
+    assert "Not run: Multi-Fashion, Multi-Fashion-MNIST, Yeast, Census-Income," in flat(text)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_page_of_made_up_results_says_what_other_code_finds(evidence, seed):
+    names = ("helmholtz", "yeast", "census")
+    results = {name: made_up(evidence, 10 * seed + i, larger_is_better=i > 0) for i, name in enumerate(names)}
+    text = evidence.page.page(results)
+    check_answer(evidence, text, results)
+    for name, found in results.items():
+        check_problem(section(text, evidence.words.TITLES[name]), found)
+    assert r"- CAGrad: ValueError: it \| would not" in text
+
+
+def test_the_committed_page_is_what_the_committed_results_give(evidence, published):
+    assert (DOCS / "evidence.md").read_text(encoding="utf-8") == evidence.page.page(published)
+
+
+def test_the_committed_page_says_what_other_code_finds(evidence, published):
+    text = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    problems = {name: found for name, found in published.items() if name != "sinusoids"}
+    check_answer(evidence, text, problems)
+    for name, found in problems.items():
+        check_problem(section(text, evidence.words.TITLES[name]), found)
+
+
+def test_the_committed_results_are_of_the_problems_as_they_are(evidence, published):
+    for name, found in published.items():
+        settings = found["settings"]
+        if name == "sinusoids":
+            toy = evidence.sinusoids
+            assert (settings["starts"], settings["steps"], settings["near"]) == (toy.STARTS, toy.STEPS, toy.NEAR)
+            continue
+        problem = evidence.problems[name]
+        assert [settings[key] for key in ("about", "metric", "at")] == [problem.about, problem.metric, problem.at]
+        assert (settings["steps"], settings["lrs"]) == (problem.steps, list(problem.lrs))
+        assert (settings["tasks"], settings["trials"]) == (list(problem.tasks), evidence.methods.TRIALS)
+        assert len(found["seeds"]) >= problem.seeds
+
+
+def test_another_score_gives_another_page(evidence, published):
+    changed = json.loads(json.dumps(published))
+    next(iter(changed.values()))["date"] = "2001-01-01T00:00:00"
+    assert evidence.page.page(changed) != evidence.page.page(published)
+
+
+def test_without_results_nothing_is_published(evidence, tmp_path):
+    with pytest.raises(ValueError, match="`results` has no problem"):
+        evidence.page.publish(evidence.page.read(tmp_path), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_is_missing_is_named_before_anything_is_run(tmp_path):
+    command = [sys.executable, "benchmarks/evidence", "--problems", "yeast", "--folder", str(tmp_path / "runs")]
+    environment = {**os.environ, "MTOPT_BENCHMARKS_DATA": str(tmp_path)}
+    run = subprocess.run(
+        [*command, "--results", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "yeast: `yeast` is not at" in run.stderr
+    assert "Fetch it first: python benchmarks/data.py" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# -- sinusoids and peers -----------------------------------------------------------------------------------------------
+
+
+def test_the_shares_are_on_the_page_with_wilsons_intervals(evidence, published):
+    found = published["sinusoids"]
+    text = section((DOCS / "evidence.md").read_text(encoding="utf-8"), "Sinusoids")
+    table = {row[0]: row[1:] for row in rows(text)}
+    for place, rates in enumerate(found["rates"].values()):
+        for name, rate in rates.items():
+            n = found["settings"]["starts"]
+            interval = stats.binomtest(rate["reached"], n).proportion_ci(method="wilson")
+            share, low, high = (float(x) for x in re.findall(r"([\d.]+) %", table[name][place]))
+            expected = [100 * rate["reached"] / n, 100 * interval.low, 100 * interval.high]
+            assert [share, low, high] == pytest.approx(expected, abs=0.06)
+        ratio = rates["GradDrop"]["reached"] / rates[PLAIN]["reached"]
+        assert float(table["GradDrop / plain sum"][place]) == pytest.approx(ratio, abs=0.02)
+
+
+def test_with_equal_steps_a_peer_without_draws_gives_our_score(quick, published):
+    for found in (*quick.results.values(), *published.values()):
+        for method, sides in found.get("peers", {}).items():
+            if method in (PLAIN, "CAGrad", "MGDA", "UPGrad"):
+                ours, theirs = ([run["score"] for run in sides[side]["runs"]] for side in ("mtopt", "peer"))
+                assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.01), (found["name"], method)
+
+
+@pytest.mark.parametrize("which", ["quick", "published"])
+def test_every_cell_where_a_peer_is_faster_is_named(evidence, quick, published, which):
+    results = quick.results if which == "quick" else published
+    text = flat(section(evidence.page.page(results), "Peers"))
+    (said,) = re.findall(r"The peer's step was faster in (.*?\.) MB is", text)
+    for name, found in results.items():
+        for method, sides in found.get("peers", {}).items():
+            slower = sides["mtopt"]["ratio"] > sides["peer"]["ratio"]
+            assert (f"{method} on {evidence.words.TITLES[name]} (" in said) == slower
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def check_picture(evidence, path: Path, found: dict) -> None:
+    """The marks are where the numbers are, on one scale, from the worst to the best."""
+    sign = 1 if found["settings"]["larger_is_better"] else -1
+    plain = scores(found, PLAIN)
+    low, high = evidence.pictures.shown(evidence.pictures.differences(found))
+    known = {name: (own - plain).mean() for name in found["methods"] if (own := scores(found, name)) is not None}
+    inside = [name for name, mean in known.items() if name != PLAIN and low <= mean <= high]
+    marks = marks_of(path)
+    assert {f"mean {name}" for name in inside} <= set(marks)
+    x, y = np.array([marks[f"mean {name}"] for name in inside]).T
+    means = np.array([known[name] for name in inside])
+    scale, start = np.polyfit(means, x, 1)
+    assert sign * scale > 0  # to the right is better
+    assert x == pytest.approx(scale * means + start, abs=0.1)
+    assert (np.diff(sign * means[np.argsort(-y)]) >= -1e-6).all()
+
+
+def marks_of(path: Path) -> dict[str, tuple[float, float]]:
+    """The places of the markers in a picture."""
+    svg = "{http://www.w3.org/2000/svg}"
+    groups = (group for group in ElementTree.parse(path).iter(f"{svg}g") if group.get("id", "").startswith("mean "))
+    uses = {group.get("id"): next(group.iter(f"{svg}use"), None) for group in groups}
+    return {name: (float(use.get("x")), float(use.get("y"))) for name, use in uses.items() if use is not None}
+
+
+def test_the_committed_pictures_go_through_the_numbers(evidence, published):
+    drawn = {path.stem for path in (DOCS / "evidence").glob("*.svg")}
+    assert drawn == set(published)
+    for name, found in published.items():
+        if name != "sinusoids":
+            check_picture(evidence, DOCS / f"evidence/{name}.svg", found)
+
+
+def test_one_method_far_off_does_not_hide_the_others(evidence):
+    intervals = [(str(i), 0.01 * i, 0.01, "worse") for i in range(8)]
+    low, high = evidence.pictures.shown(intervals)
+    assert low < 0 < 0.08 < high < 0.1
+    assert evidence.pictures.shown([*intervals, ("far", -9.0, 1.0, "worse")])[0] > -1
