@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -60,7 +61,12 @@ def quick(tmp_path_factory):
     """The quick form, stopped by Ctrl-C after a few runs, and then run to its end: what was there at both times."""
     folder = tmp_path_factory.mktemp("evidence")
     command = [sys.executable, "benchmarks/evidence", "--quick", "--folder", str(folder)]
-    with (folder / "said").open("w") as said, subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said) as process:
+    # A shell starts what runs in its background deaf to Ctrl-C, which a process hands on.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (
+        (folder / "said").open("w") as said,
+        subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, preexec_fn=hears) as process,
+    ):
         while process.poll() is None and len(finished_runs(folder)) < 4:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
