@@ -15,7 +15,7 @@ from torch import Tensor
 from torchjd.aggregation import GradDrop
 
 from mtopt import sign_dropout
-from mtopt.sums import SignSums
+from mtopt._signs import SignSums
 
 WARM_UPS = 2
 SLOW = 0.5  # seconds; a cell as slow as this needs no second warm-up

@@ -13,7 +13,7 @@ from models import Problem, make_problem
 
 import mtopt
 from mtopt import GramianTransform, Losses, MultiLossOptimizer, Site, Transform
-from mtopt.pipeline import Pipeline
+from mtopt._combine.pipeline import Pipeline
 
 TORCHJD = "TorchJD mtl_backward"
 Make = Callable[[int], Transform]  # for a number of losses

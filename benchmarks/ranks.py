@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtopt import GradDrop, GramianTransform, MultiLossLayer, MultiLossOptimizer
-from mtopt.methods.base import Losses
+from mtopt._transform import Losses
 
 BARE = "plain sum, a bare all-reduce"  # at the features: the least that ranks which decide together can do
 PLAIN, AGAIN = "plain sum", "plain sum, again"  # their mean is what all is compared with; how they differ is the noise

@@ -12,10 +12,10 @@ from markdown.extensions import Extension
 from markdown.preprocessors import Preprocessor
 
 import mtopt
-from mtopt.combine import Held
-from mtopt.draws import Draws
-from mtopt.methods.base import Losses, Site, Transform
-from mtopt.pipeline import Pipeline
+from mtopt._combine.combination import Held
+from mtopt._combine.pipeline import Pipeline
+from mtopt._draws import Draws
+from mtopt._transform import Losses, Site, Transform
 
 MARK = "<!-- the table of properties -->"
 HEADER = ("method", "random", "state", "scales", "losses", "rows", "harmless", "3 × g")

@@ -1,77 +1,61 @@
 """Train one network on several losses: a wrapper for any torch optimizer, with Gradient Sign Dropout."""
 
-from .comparison.compare import Comparison, compare
-from .layer import MultiLossLayer
-from .methods.aligned_mtl import AlignedMTL
-from .methods.base import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
-from .methods.cagrad import CAGrad
-from .methods.conflict_free import ConFIG
-from .methods.constant import ConstantWeights
-from .methods.dual_proj import DualProj
-from .methods.dwa import DWA
-from .methods.fairgrad import FairGrad
-from .methods.famo import FAMO
-from .methods.geometric_mean import GeometricMean
-from .methods.graddrop import GradDrop
-from .methods.gradnorm import GradNorm
-from .methods.gradvac import GradVac
-from .methods.imtl_g import IMTLG
-from .methods.imtl_l import IMTLL
-from .methods.mgda import MGDA
-from .methods.nash_mtl import NashMTL
-from .methods.pcgrad import PCGrad
-from .methods.relobralo import ReLoBRaLo
-from .methods.rlw import RLW
-from .methods.soft_adapt import SoftAdapt
-from .methods.stch import STCH
-from .methods.uncertainty import UncertaintyWeighting
-from .methods.upgrad import UPGrad
-from .monitor import Monitor, Record
-from .optimizer import MultiLossOptimizer
-from .rows import per_loss_gradients
-from .signs import sign_dropout, sign_purity
-from .survey.report import ConflictReport, conflict_report
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from . import _methods
+from ._graph.rows import per_loss_gradients
+from ._layer import MultiLossLayer
+from ._methods import *  # noqa: F403  (its names are listed there, once)
+from ._monitor import Monitor
+from ._optimizer import MultiLossOptimizer
+from ._record import Record
+from ._signs import sign_dropout, sign_purity
+from ._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
+from ._version import __version__
+
+if _TYPE_CHECKING:
+    from ._comparison.compare import Comparison, compare
+    from ._survey.report import ConflictReport, conflict_report
 
 __all__ = [
-    "DWA",
-    "FAMO",
-    "IMTLG",
-    "IMTLL",
-    "MGDA",
-    "RLW",
-    "STCH",
-    "AlignedMTL",
-    "CAGrad",
     "Comparison",
-    "ConFIG",
     "ConflictReport",
-    "ConstantWeights",
-    "DualProj",
-    "FairGrad",
-    "GeometricMean",
-    "GradDrop",
-    "GradNorm",
-    "GradVac",
     "GramianTransform",
     "LossWeighting",
     "Losses",
     "Monitor",
     "MultiLossLayer",
     "MultiLossOptimizer",
-    "NashMTL",
-    "PCGrad",
-    "ReLoBRaLo",
     "Record",
     "RowTransform",
     "Site",
-    "SoftAdapt",
     "Transform",
-    "UPGrad",
-    "UncertaintyWeighting",
+    "__version__",
     "compare",
     "conflict_report",
     "per_loss_gradients",
     "sign_dropout",
     "sign_purity",
 ]
-__version__ = "0.1.0"
+__all__ += _methods.__all__
+
+# What people look at with takes time to load, so it is loaded when it is first asked for.
+_LOADED_LATER = {
+    "Comparison": "._comparison.compare",
+    "ConflictReport": "._survey.report",
+    "compare": "._comparison.compare",
+    "conflict_report": "._survey.report",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LOADED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(_LOADED_LATER[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

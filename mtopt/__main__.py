@@ -1,9 +1,9 @@
-"""`python -m mtopt` runs the command line, which is in `mtopt.command`."""
+"""`python -m mtopt` runs the command line, which is in `mtopt._command`."""
 
 import io
 import sys
 
-from .command.main import main
+from ._command.main import main
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):

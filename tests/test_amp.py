@@ -17,7 +17,7 @@ from mtopt import (
     RowTransform,
     sign_dropout,
 )
-from mtopt.draws import Draws
+from mtopt._draws import Draws
 
 SITES = ["layer", "activations", "module", "parameters"]
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from strategies import stacked_rows
 from torch import nn
 
 from mtopt import GradDrop, GramianTransform, LossWeighting, MultiLossLayer, MultiLossOptimizer, RowTransform
-from mtopt.methods.base import Losses, Site
-from mtopt.pipeline import Pipeline
+from mtopt._combine.pipeline import Pipeline
+from mtopt._transform import Losses, Site
 
 
 class Constant(LossWeighting):
@@ -83,7 +83,7 @@ def rows():
         ([Swap(), Normalize(), Square()], lambda g: signed_square(unit(swapped(g))).sum(0)),
         ([Square(), Swap(), Swap()], lambda g: swapped(swapped(signed_square(g))).sum(0)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, list) else "by hand",
 )
 def test_transforms_go_from_left_to_right(rows, transforms, expected):
     torch.testing.assert_close(run(transforms, rows), expected(rows))
@@ -240,7 +240,7 @@ def test_sites_that_go_through_the_gramian_together_are_combined_as_one_tensor_w
     together = data.draw(st.sampled_from([1, 9, 2**17]))  # numbers: groups of one, some, all
     method = data.draw(st.sampled_from([Normalize(), Swap()]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtopt.combine.TOGETHER", together)
+        patch.setattr("mtopt._combine.combination.TOGETHER", together)
         combination = Pipeline(method).combination(losses(3), [Site(losses(3))] * len(sizes))
         for site, of_site in enumerate(rows.split(sizes, 1)):
             for i, row in enumerate(of_site):

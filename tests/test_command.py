@@ -17,8 +17,8 @@ import torch
 from test_docs import blocks
 
 import mtopt
-from mtopt.command.main import main
-from mtopt.demo import command as demo
+from mtopt._command import demo as demo
+from mtopt._command.main import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 
@@ -379,7 +379,7 @@ def test_a_missing_extra_says_how_to_install_it_before_the_file_is_run(
 
 
 def test_no_extra_is_imported_before_it_is_needed():
-    code = "import sys, mtopt.command.main; print({'scipy', 'rich', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    code = "import sys, mtopt._command.main; print({'scipy', 'rich', 'matplotlib', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == "set()\n"
 

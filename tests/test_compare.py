@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mtopt
-from mtopt.comparison import statistics
-from mtopt.comparison.compare import Comparison, compare
-from mtopt.comparison.statistics import holm, paired_p, summarize
+from mtopt._comparison import statistics
+from mtopt._comparison.compare import Comparison, compare
+from mtopt._comparison.statistics import holm, paired_p, summarize
 
 PLAIN = "plain sum"
 MEASURED = {"seconds_per_step", "memory"}  # of a run: all else is the same if it is repeated
@@ -884,6 +884,6 @@ def test_a_missing_extra_says_what_to_install_before_any_training(module, name, 
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    code = "import sys, mtopt, mtopt.comparison.compare; print({'scipy', 'rich'} & set(sys.modules))"
+    code = "import sys, mtopt, mtopt._comparison.compare; print({'scipy', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == "set()\n"

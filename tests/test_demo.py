@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 
-from mtopt.command.main import main
-from mtopt.comparison.study import checked_study
-from mtopt.comparison.trial import first_batch
-from mtopt.demo import command, data, problem
-from mtopt.demo.problem import METHODS, Net, losses_of
+from mtopt._command import demo as command
+from mtopt._command.main import main
+from mtopt._comparison.study import checked_study
+from mtopt._comparison.trial import first_batch
+from mtopt._demo import data, problem
+from mtopt._demo.problem import METHODS, Net, losses_of
 
 TIME = "time per step"
 

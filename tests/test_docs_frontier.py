@@ -13,7 +13,7 @@ from methods import METHODS
 from torch import nn
 
 import mtopt
-from mtopt.graph import LossGraph, edge_of
+from mtopt._graph.loss_graph import LossGraph, edge_of
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs/pictures"

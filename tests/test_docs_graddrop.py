@@ -18,8 +18,7 @@ from strategies import leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import GradDrop, MultiLossLayer, sign_dropout, sign_purity
-from mtopt.signs import draw, kept_shares, pick_positive
-from mtopt.sums import SignSums
+from mtopt._signs import SignSums, draw, kept_shares, pick_positive
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs/pictures"

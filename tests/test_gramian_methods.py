@@ -27,10 +27,10 @@ from mtopt import (
     PCGrad,
     UPGrad,
 )
-from mtopt.draws import Draws
-from mtopt.methods.base import Losses, Site
-from mtopt.methods.pcgrad import random_orders
-from mtopt.pipeline import Pipeline
+from mtopt._combine.pipeline import Pipeline
+from mtopt._draws import Draws
+from mtopt._methods.pcgrad import random_orders
+from mtopt._transform import Losses, Site
 
 METHODS = {
     "MGDA": MGDA,

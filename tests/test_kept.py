@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mtopt import Losses
-from mtopt.methods.kept import PerLoss, Trained
+from mtopt._methods.state import PerLoss, Trained
 
 N = 3
 gradients = st.one_of(st.none(), st.floats(-1e6, 1e6))  # None: the loss is absent

@@ -10,7 +10,7 @@ from torch import nn
 
 import mtopt
 from mtopt import GradDrop, MultiLossLayer, sign_dropout
-from mtopt.draws import Draws
+from mtopt._draws import Draws
 
 
 @pytest.fixture

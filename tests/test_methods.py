@@ -13,7 +13,7 @@ from methods import GRAMIAN, METHODS, WEIGHTINGS, after_step
 from torch import nn
 
 import mtopt
-from mtopt.methods.base import Losses, Site
+from mtopt._transform import Losses, Site
 
 STEPS = 4
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import mtopt
 from mtopt import GradDrop, Monitor, MultiLossLayer, MultiLossOptimizer
-from mtopt.conflict import Conflict
+from mtopt._combine.conflict import Conflict
 
 
 class Net(nn.Module):
@@ -102,7 +102,7 @@ def test_the_numbers_are_those_of_autograd_s_rows(at):
     assert latest[f"{site}/purity"] == pytest.approx(purity.mean().item(), rel=1e-5)
     conflict = ((rows > 0).any(0) & (rows < 0).any(0)).float().mean().item()
     assert latest[f"{site}/conflict"] == pytest.approx(conflict)
-    (record,) = monitor.history()
+    (record,) = monitor.history
     assert sum(record.purity[site]) == len(purity)
 
 
@@ -140,10 +140,10 @@ def test_it_looks_at_every_nth_step_and_keeps_the_newest():
     monitor = Monitor(optimizer, every=3, keep=2)
     assert monitor.latest == {}
     train(net, optimizer, range(10))
-    assert [record.step for record in monitor.history()] == [6, 9]
+    assert [record.step for record in monitor.history] == [6, 9]
     monitor.remove()
     train(net, optimizer, range(10))
-    assert [record.step for record in monitor.history()] == [6, 9]
+    assert [record.step for record in monitor.history] == [6, 9]
 
 
 def test_weights_and_losses_are_told():
@@ -173,7 +173,7 @@ def test_an_absent_and_a_lone_loss_are_no_problem():
     for present in ("abc", "ac", "b"):
         losses = net(0)[1]
         optimizer.step({name: loss if name in present else None for name, loss in losses.items()})
-    first, second, third = (set(record.numbers) for record in monitor.history())
+    first, second, third = (set(record.numbers) for record in monitor.history)
     assert "site0/cosine/a/b" in first
     assert "site0/cosine/a/b" not in second
     assert "site0/cosine/a/c" in second
@@ -233,7 +233,7 @@ def test_tensorboard_reads_back_what_was_seen(tmp_path):
     assert [event.step for event in scalars] == [0, 2, 4]
     assert scalars[-1].value == pytest.approx(monitor.latest["site0/conflict"])
     histogram = events.Histograms("site0/purity histogram")[-1].histogram_value
-    assert list(histogram.bucket) == monitor.history()[-1].purity["site0"]
+    assert list(histogram.bucket) == monitor.history[-1].purity["site0"]
 
 
 def train_on_a_rank(rank, at, watch):

@@ -30,10 +30,10 @@ from matplotlib.text import Text
 from torch import nn
 
 import mtopt
-from mtopt.comparison.compare import Comparison
-from mtopt.names import abbreviated, clipped, shortened
-from mtopt.pictures.figure import styles
-from mtopt.pictures.tradeoff import pareto_front
+from mtopt._comparison.compare import Comparison
+from mtopt._pictures.figure import styles
+from mtopt._pictures.names import abbreviated, clipped, shortened
+from mtopt._pictures.tradeoff import pareto_front
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "plain sum"
@@ -290,7 +290,7 @@ def test_a_trade_off_of_something_else_is_refused(result, names, message):
 
 def test_the_curves_of_a_monitor_are_its_numbers(monitor):
     figure = monitor.plot()
-    records = monitor.history()
+    records = monitor.history
     for title, prefix in (("Losses", "loss"), ("Gradients", "site0/norm")):
         for name, line in zip(NAMES, plain_lines(titled(figure, title)), strict=True):
             assert list(line.get_xdata()) == [record.step for record in records] == list(range(0, 30, 3))
@@ -299,7 +299,7 @@ def test_the_curves_of_a_monitor_are_its_numbers(monitor):
 
 def test_the_columns_of_purity_are_the_histograms_in_per_cent(monitor):
     (mesh,) = [mesh for mesh in titled(monitor.plot(), "Purity").collections if mesh.get_array() is not None]
-    counts = numpy.array([record.purity["site0"] for record in monitor.history()])
+    counts = numpy.array([record.purity["site0"] for record in monitor.history])
     shares = mesh.get_array()
     numpy.testing.assert_allclose(shares.sum(0), 100)
     numpy.testing.assert_allclose(shares, (100 * counts / counts.sum(1, keepdims=True)).T)
@@ -310,7 +310,7 @@ def test_the_columns_of_purity_are_the_histograms_in_per_cent(monitor):
 
 def test_the_cosines_are_means_over_the_records(monitor):
     axes = titled(monitor.plot(), "Cosines")
-    means = numpy.mean([record.cosines["site0"] for record in monitor.history()], axis=0)
+    means = numpy.mean([record.cosines["site0"] for record in monitor.history], axis=0)
     numpy.testing.assert_allclose(axes.images[0].get_array(), means)
     told = [[float(text.get_text()) for text in axes.texts[i : i + 3]] for i in (0, 3, 6)]
     numpy.testing.assert_allclose(told, means, atol=0.005)
@@ -417,7 +417,7 @@ FIGURES = {
 def late():
     """A monitor of steps of seven digits."""
     monitor = watched()
-    for record in monitor.history():
+    for record in monitor.history:
         record.step += 1234560
     return monitor
 

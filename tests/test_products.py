@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtopt import products
+from mtopt._combine import products
 
 
 @pytest.fixture

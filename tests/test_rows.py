@@ -70,7 +70,7 @@ def test_the_exclusive_parts_of_all_losses_take_one_pass_where_their_rows_are_sm
     trunk, heads, _ = network(5)
     inputs = [*trunk.parameters(), *heads.parameters()]
     expected = per_loss_gradients(losses_of(trunk, heads), inputs)
-    monkeypatch.setattr("mtopt.batching.FEW", few)
+    monkeypatch.setattr("mtopt._graph.batching.FEW", few)
     calls, real = [], torch.autograd.grad
     monkeypatch.setattr("torch.autograd.grad", lambda *args, **settings: calls.append(1) or real(*args, **settings))
     ours = per_loss_gradients(losses_of(trunk, heads), inputs, chunk_size=1)

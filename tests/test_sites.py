@@ -11,7 +11,7 @@ from models import Fails
 from torch import nn
 
 from mtopt import GradDrop, MultiLossOptimizer, sign_dropout
-from mtopt.draws import Draws
+from mtopt._draws import Draws
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize, nnls, root
 
-from mtopt import solvers
+from mtopt._methods import solvers
 
 
 def unit(rows):

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrizations, 
 from torch.optim import swa_utils
 
 from mtopt import GradDrop, MultiLossLayer, MultiLossOptimizer, sign_dropout
-from mtopt.draws import Draws
+from mtopt._draws import Draws
 
 SITES = ["layer", "activations", "module", "parameters"]
 

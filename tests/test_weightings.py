@@ -17,18 +17,18 @@ from ranks import run_ranks
 from torch import nn
 
 from mtopt import GradDrop, Losses, MultiLossOptimizer, UncertaintyWeighting
-from mtopt.distributed import Ranks
-from mtopt.draws import Draws
-from mtopt.methods.constant import ConstantWeights
-from mtopt.methods.dwa import DWA
-from mtopt.methods.famo import FAMO
-from mtopt.methods.geometric_mean import GeometricMean
-from mtopt.methods.imtl_l import IMTLL
-from mtopt.methods.relobralo import ReLoBRaLo
-from mtopt.methods.rlw import RLW
-from mtopt.methods.soft_adapt import SoftAdapt
-from mtopt.methods.stch import STCH
-from mtopt.pipeline import Pipeline
+from mtopt._combine.pipeline import Pipeline
+from mtopt._draws import Draws
+from mtopt._methods.constant import ConstantWeights
+from mtopt._methods.dwa import DWA
+from mtopt._methods.famo import FAMO
+from mtopt._methods.geometric_mean import GeometricMean
+from mtopt._methods.imtl_l import IMTLL
+from mtopt._methods.relobralo import ReLoBRaLo
+from mtopt._methods.rlw import RLW
+from mtopt._methods.soft_adapt import SoftAdapt
+from mtopt._methods.stch import STCH
+from mtopt._ranks import Ranks
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
 
-from mtopt.comparison.statistics import LEAST_SEEDS, SIGNIFICANCE, Estimate, estimate, holm, paired_p
+from mtopt._comparison.statistics import LEAST_SEEDS, SIGNIFICANCE, Estimate, estimate, holm, paired_p
 
 from .methods import BEFORE_GRADDROP, PLAIN
 from .summary import BETTER, NO_DIFFERENCE, WORSE

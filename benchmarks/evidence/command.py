@@ -22,7 +22,7 @@ from evidence.page import publish, read
 from evidence.runs import Job, workers
 from evidence.study import Study
 from evidence.table import show
-from mtopt.comparison.progress import progress_bar
+from mtopt._comparison.progress import progress_bar
 
 BENCHMARKS = Path(__file__).parents[1]
 NAMES = ["sinusoids", *PROBLEMS]

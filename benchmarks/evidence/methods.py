@@ -13,7 +13,7 @@ from torch import Tensor
 
 import mtopt
 from mtopt import GradDrop, RowTransform, Site, Transform
-from mtopt.draws import Draws
+from mtopt._draws import Draws
 
 PLAIN = "plain sum"
 TRUNK = "trunk"  # the site `model.trunk`

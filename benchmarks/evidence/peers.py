@@ -13,7 +13,7 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 
 import mtopt
 from mtopt import Transform
-from mtopt.comparison.memory import peak_on_cpu
+from mtopt._comparison.memory import peak_on_cpu
 
 from .methods import PLAIN, Method, Setting
 from .training import MakeUpdate, Training, ours

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from problems import problem
 
-from mtopt.comparison.records import Records
+from mtopt._comparison.records import Records
 
 from .methods import Setting, methods_of
 from .training import Record, Training, ours

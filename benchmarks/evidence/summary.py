@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from mtopt.comparison.statistics import LEAST_SEEDS, SIGNIFICANCE, Estimate, estimate, holm, paired_p
+from mtopt._comparison.statistics import LEAST_SEEDS, SIGNIFICANCE, Estimate, estimate, holm, paired_p
 
 from .methods import PLAIN
 

@@ -1,0 +1,153 @@
+"""One backward: its losses, the graph below them, the transforms to go through, what its ranks agree on. No hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from .._combine.combination import Combination
+from .._combine.pipeline import Pipeline
+from .._graph.batching import Batching
+from .._graph.loss_graph import Edge, LossGraph, gradient_edge
+from .._graph.losses import common_scale, cotangents
+from .._ranks import Ranks, lost_rank_explained
+from .._torch import variable_of, wrapper_of
+from .._transform import Losses, Site
+from .agreement import Agreement, Facts, Owned
+from .explanation import Explanation, SiteExplained
+
+
+@dataclass
+class Backward:
+    """The losses of one backward, the graph below them, and the transforms to go through.
+
+    Attributes:
+        losses: The losses on this rank, in the order of the graph's roots.
+        parameters: All of the optimizer's.
+        batching: How the VJPs of several losses are batched, where rows take them.
+        owner: The key under which named modules have marked the graph for this optimizer.
+        agreed: The losses that any rank has, with their mean values. In one process these are `losses`.
+        everywhere: What each rank told; empty in one process.
+    """
+
+    losses: Losses
+    graph: LossGraph
+    pipeline: Pipeline
+    retain_graph: bool
+    parameters: Sequence[Tensor]
+    batching: Batching
+    owner: str
+    agreement: Agreement
+    everywhere: Sequence[Facts] = ()
+    agreed: Losses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agreed = self.losses
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.agreement.ranks
+
+    @cached_property
+    def number(self) -> dict[int, int]:
+        """The numbers of the optimizer's parameters, by identity."""
+        return {id(parameter): i for i, parameter in enumerate(self.parameters)}
+
+    def is_parameter(self, leaf: Node) -> bool:
+        """Whether a leaf is trained, unlike an input of the model that requires grad."""
+        variable = variable_of(leaf)
+        return isinstance(variable, nn.Parameter) or id(variable) in self.number
+
+    @property
+    def has_several(self) -> bool:
+        """Whether losses must meet in this process: where it has but one, another rank may have more."""
+        return len(self.losses) > 1 or self.ranks.size == 1
+
+    def agree(self, *, combines: bool = True, sites: Iterable[Any] = (), own_reduction: bool = False) -> None:
+        """Agree with the other ranks, if there are any: after all checks, before anything changes.
+
+        Args:
+            combines: Whether two losses meet on this rank.
+            sites: The activations at which all ranks decide together.
+            own_reduction: Whether the gradients are added up over the ranks here, rather than by what wraps the model.
+        """
+        if self.ranks.size == 1:
+            return
+        losses = self.losses
+        is_nan = losses.values.isnan().tolist()
+        if any(is_nan) and common_scale(self.graph.origins) is not None:
+            is_nan = []  # a GradScaler will skip the step
+        wrappers = [wrapper_of(sink) for sink in self.graph.sinks]
+        unused_are_found = any(model.find_unused_parameters and not model.static_graph for model in wrappers)
+        facts = Facts(
+            joined=self.pipeline.joined,
+            loaded=self.pipeline.loaded,
+            losses=losses.names or losses.n_losses,
+            present=losses.indices,
+            nan=tuple(index for index, nan in zip(losses.indices, is_nan, strict=False) if nan),
+            owned=self._owned(),
+            may_differ=own_reduction or unused_are_found,
+            sites=tuple(sites),
+            combines=combines,
+        )
+        self.everywhere = self.agreement.reach(facts)
+        self.pipeline.join(self.ranks, losses)
+        present = sorted({index for facts in self.everywhere for index in facts.present})
+        self.agreed = replace(losses, indices=tuple(present), scalars=self._mean_values(present), ranks=self.ranks)
+
+    def _owned(self) -> tuple[Owned, ...]:
+        """The parameters that the losses reach, each with a mask of the losses' indices."""
+        owned: list[Owned] = []
+        for leaf in self.graph.leaves_as_used():
+            if self.is_parameter(leaf):
+                variable = variable_of(leaf)
+                mask = sum(1 << self.losses.indices[position] for position in self.graph.positions_at((leaf, 0)))
+                owned.append((self.number.get(id(variable), tuple(variable.shape)), mask))
+        return tuple(owned)
+
+    def _mean_values(self, present: Sequence[int]) -> tuple[Tensor, ...]:
+        """The value of each loss, as the mean over the ranks on which it is present."""
+        scalars = self.losses.scalars or ()
+        if not self.pipeline.uses_values:
+            return (scalars[0].new_zeros(()).detach(),) * len(present)
+        values = torch.stack([scalar.detach().reshape(()).to(scalars[0].device) for scalar in scalars])
+        means = self.ranks.mean(values, self.losses.indices, self.losses.n_losses).to(scalars[0].dtype)
+        return tuple(means[index] for index in present)
+
+    def starts(self) -> list[Tensor]:
+        """The gradient that each loss starts with. It may move a weighting's state: called once, after all checks."""
+        weights = self.pipeline.weights(self.agreed)
+        if weights is not None and self.agreed is not self.losses:
+            weights = weights[[self.agreed.indices.index(index) for index in self.losses.indices]]
+        return cotangents(self.graph.roots, weights)
+
+    def run(self, starts: Sequence[Tensor]) -> None:
+        """One ordinary backward of all losses."""
+        roots = [gradient_edge(origin) for origin in self.graph.origins]
+        with lost_rank_explained():
+            torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
+
+    def combination_at(self, activation: Tensor | None) -> Combination:
+        """A combination of the rows at an activation."""
+        return self.pipeline.combination(self.losses, [Site(self.agreed, activation, self.ranks)])
+
+    def explanation(
+        self, how: str, why: str, if_slow: str, sites: Iterable[SiteExplained] = (), batching: str = ""
+    ) -> Explanation:
+        shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
+        labels = tuple(self.losses.label(position) for position in range(len(self.losses)))
+        counts = sum(shared), len(shared) - sum(shared)
+        return Explanation(how, why, if_slow, labels, list(sites), *counts, batching, self.ranks.size)
+
+    def site_explained(self, kind: str, shape: tuple[int, ...], positions: Iterable[int]) -> SiteExplained:
+        return SiteExplained(kind, shape, tuple(self.losses.label(position) for position in positions))
+
+    def positions_at(self, edges: Iterable[Edge]) -> list[int]:
+        """The losses that reach any of the edges."""
+        return sorted({position for edge in edges for position in self.graph.positions_at(edge)})

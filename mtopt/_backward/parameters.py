@@ -1,0 +1,233 @@
+"""Rows at the shared parameters: from the graph, of all ranks, or shard by shard. No activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._graph.loss_graph import Edge
+from .._graph.passes import Row
+from .._graph.rows import rows_below, rows_by_backward
+from .._torch import (
+    COMPILED,
+    REENTRANT_CHECKPOINT,
+    call_post_accumulate_hooks,
+    is_view,
+    variable_of,
+    wrappers_silent,
+)
+from .._transform import Site
+from .averages import averaged, check_alike
+from .backward import Backward
+from .explanation import Explanation, SiteExplained
+from .fan_out import hidden_layers_refused
+from .refusals import check_dense, check_real, refuse_layers
+from .shards import Shard, shards_of
+
+
+@dataclass
+class _RowsOfLosses:
+    """The rows of a backward.
+
+    Attributes:
+        targets: The tensors whose `.grad` is added to.
+        owners: The losses that may reach each, by position in `backward.agreed`; none for what is no parameter, whose
+            rows are only added up.
+        sites: What a transform is told of each.
+        stream: Each loss's gradient for each target, loss by loss.
+        how: In words.
+    """
+
+    targets: Sequence[Tensor]
+    owners: Sequence[Sequence[int]]
+    sites: Sequence[Site]
+    stream: Iterable[tuple[int, Row]]
+    how: str
+
+
+def combine_at_parameters(backward: Backward) -> Explanation:
+    """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
+    refuse_layers(backward)
+    shards = shards_of(backward.parameters)
+    if shards:
+        rows = _rows_of_shards(backward, shards)
+    elif any(node.name() == REENTRANT_CHECKPOINT for node in backward.graph.edges):
+        rows = _rows_by_backward(backward)
+    elif backward.ranks.size > 1:
+        rows = _rows_of_all_ranks(backward)
+    else:
+        rows = _rows_of_graph(backward)
+    with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
+        gradients, owners = _combine(backward, rows)
+    ranks = shards[0].replicas if shards else backward.ranks
+    check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
+    for i, gradient in enumerate(gradients):
+        if gradient is not None:
+            gradients[i] = None  # so that it can be freed where it is added to one that is there
+            accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
+    sites = [
+        SiteExplained("parameter", tuple(target.shape), tuple(backward.agreed.label(loss) for loss in sorted(losses)))
+        for target, losses in zip(rows.targets, owners, strict=True)
+        if len(losses) > 1
+    ]
+    why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
+    if_slow = 'at="activations" takes one backward for all losses'
+    return backward.explanation(rows.how, why, if_slow, sites, backward.batching.used)
+
+
+def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
+    unknown = len(backward.number)
+    leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
+    edges = [(leaf, 0) for leaf in leaves]
+    owners = [backward.graph.positions_at(edge) if backward.is_parameter(edge[0]) else [] for edge in edges]
+    targets = [variable_of(leaf) for leaf in leaves]
+    _check_shared(targets, owners)
+    return _RowsOfLosses(
+        targets,
+        owners,
+        [Site(backward.agreed)] * len(targets),
+        rows_below(backward.graph, backward.starts(), edges, backward.batching, retain_graph=backward.retain_graph),
+        "exclusive parts once, rows of the shared parameters loss by loss",
+    )
+
+
+def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
+    """Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad."""
+    if backward.ranks.size > 1:
+        raise RuntimeError(
+            'Reentrant checkpointing takes a whole backward per loss with `at="parameters"`, which the ranks cannot '
+            "follow. Use torch.utils.checkpoint with use_reentrant=False."
+        )
+    targets = [parameter for parameter in backward.parameters if parameter.requires_grad]
+    return _RowsOfLosses(
+        targets,
+        [range(len(backward.agreed))] * len(targets),
+        [Site(backward.agreed)] * len(targets),
+        rows_by_backward(backward.graph, backward.starts(), targets, retain_graph=backward.retain_graph),
+        "one whole backward per loss, because of reentrant checkpointing",
+    )
+
+
+def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
+    """FSDP2 adds up and splits the gradients in its own backward: its shards are read loss by loss."""
+    backward.agree(sites=[backward.losses.indices])
+    targets = [shard.parameter for shard in shards]
+
+    def stream() -> Iterator[tuple[int, Row]]:
+        starts = backward.starts()
+        for position, row in rows_by_backward(backward.graph, starts, targets, retain_graph=backward.retain_graph):
+            parts = [None if part is None else shard.local(part) for shard, part in zip(shards, row, strict=True)]
+            row.clear()
+            yield position, parts
+
+    return _RowsOfLosses(
+        targets,
+        [range(len(backward.agreed))] * len(targets),
+        [shard.site(backward.agreed) for shard in shards],
+        stream(),
+        "one backward per loss, rows combined shard by shard",
+    )
+
+
+def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
+    """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
+    edges: list[Edge | None] = [None] * len(backward.parameters)
+    inputs: list[Edge] = []  # these differ from rank to rank
+    for leaf in backward.graph.leaves():
+        variable = variable_of(leaf)
+        if not backward.is_parameter(leaf):
+            inputs.append((leaf, 0))
+        elif id(variable) in backward.number:
+            edges[backward.number[id(variable)]] = (leaf, 0)
+        else:
+            raise RuntimeError(
+                f"The `losses` reach a parameter of shape {tuple(variable.shape)} that the optimizer does not have, so "
+                f'that its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, '
+                f"or set requires_grad=False."
+            )
+    backward.agree(own_reduction=True)
+    masks = [0] * len(edges)
+    for facts in backward.everywhere:
+        for i, mask in facts.owned:
+            masks[i] |= mask
+    reached = [i for i, mask in enumerate(masks) if mask]
+    targets = [backward.parameters[i] for i in reached]
+    owners = [[p for p, index in enumerate(backward.agreed.indices) if masks[i] >> index & 1] for i in reached]
+    _check_shared(targets, owners)
+    targets += [variable_of(leaf) for leaf, _ in inputs]
+    owners += [[] for _ in inputs]
+    edges = [*(edges[i] for i in reached), *inputs]
+    return _RowsOfLosses(
+        targets,
+        owners,
+        [Site(backward.agreed)] * len(targets),
+        averaged(backward, targets, owners, edges),
+        "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
+    )
+
+
+def _combine(backward: Backward, rows: _RowsOfLosses) -> tuple[list[Tensor | None], list[set[int]]]:
+    """The combined gradient of each target, and the losses that had a row there."""
+    shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
+    site_of = {i: site for site, i in enumerate(shared)}
+    combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
+    gradients: list[Tensor | None] = [None] * len(rows.targets)
+    arrived: list[set[int]] = [set() for _ in rows.targets]
+    # One node for a whole model hides which loss reaches what: its rows of zeros are no rows.
+    opaque = any(node.name() in (COMPILED, REENTRANT_CHECKPOINT) for node in backward.graph.edges)
+    for position, found in rows.stream:
+        counts = _count_nonzero(found, rows.sites) if opaque else None
+        for i in range(len(found)):
+            row, found[i] = found[i], None  # so that it can be freed
+            if row is None or (counts is not None and not counts[i]):
+                continue
+            arrived[i].add(position)
+            if i in site_of:
+                check_dense(row.layout is torch.strided)
+                combination.add(site_of[i], position, row)
+            else:
+                before = gradients[i]
+                gradients[i] = row if before is None else before + row
+    if not any(arrived):
+        raise RuntimeError(
+            "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
+            "on (set_requires_gradient_sync): rows that stay unsharded cannot be seen."
+        )
+    for i, combined in zip(shared, combination.result(), strict=True):
+        gradients[i] = combined
+    return gradients, arrived
+
+
+def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
+    """For each part of a row how many of its numbers are not zero, on all ranks that hold parts of it."""
+    counts = torch.zeros(len(row))
+    for device in {part.device for part in row if part is not None}:  # each is waited for once
+        here = [i for i, part in enumerate(row) if part is not None and part.device == device]
+        counts[here] = torch.stack([row[i].count_nonzero() for i in here]).to(counts)  # type: ignore[union-attr]
+    total: list[float] = sites[0].ranks.sum(counts).tolist()
+    return total
+
+
+def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
+    shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
+    if not shared:
+        raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
+    for target in shared:
+        check_real(target.dtype)
+
+
+def accumulate(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks."""
+    if not parameter.requires_grad:
+        return
+    with torch.no_grad():
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.layout is torch.strided and (gradient.stride() != parameter.stride() or is_view(gradient)):
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
+        else:
+            parameter.grad = gradient.detach()
+    call_post_accumulate_hooks(parameter)

@@ -1,0 +1,1 @@
+"""Which loss reaches what in the autograd graph, and the rows there."""

@@ -1,0 +1,126 @@
+"""The user's losses, checked at the door: names, presence, values, edges. No gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from .._torch import PASSING, STACK, multiplied_by
+from .._transform import Losses, LossesLike
+from .loss_graph import Edge, edge_of, metadata_of
+
+
+def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
+    """The losses that are present, and the graph edge of each.
+
+    Raises:
+        TypeError: If `losses` is not a list, a dict or a 1-D tensor, or a loss is not a real tensor.
+        ValueError: If there is no loss, or a loss is not a scalar, needs no gradient, or stands twice.
+    """
+    names: tuple[str, ...] | None = None
+    if isinstance(losses, Tensor):
+        if losses.ndim != 1:
+            raise ValueError(
+                f"`losses` must be a list, a dict or a 1-D tensor with one loss per entry, but it is a tensor of "
+                f"shape {tuple(losses.shape)}. A single loss needs no mtopt: call its .backward()."
+            )
+        _check_differentiable(losses, "losses")
+        if len(losses) == 0:
+            raise ValueError("`losses` is empty: give at least one loss.")
+        return _losses_of_vector(losses)
+    if isinstance(losses, Mapping):
+        names = tuple(losses)
+        entries = list(losses.values())
+        labels = [f"losses[{name!r}]" for name in names]
+    elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
+        entries = list(losses)
+        labels = [f"losses[{i}]" for i in range(len(entries))]
+    else:
+        raise TypeError(f"`losses` must be a list, a dict or a 1-D tensor, but it is {type(losses).__name__}.")
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`losses` must have strings as names, but they are {list(names)}.")
+    present = [i for i, loss in enumerate(entries) if loss is not None]
+    if not present:
+        raise ValueError(f"`losses` is empty: {'every loss is None' if entries else 'give at least one loss'}.")
+    edges: dict[Edge, str] = {}
+    scalars = []
+    for i in present:
+        loss, label = entries[i], labels[i]
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"`{label}` must be a tensor, but it is {type(loss).__name__}.")
+        if loss.numel() != 1:
+            raise ValueError(
+                f"`{label}` must be a scalar, but it has shape {tuple(loss.shape)}. Reduce it first, e.g. with .mean()."
+            )
+        _check_differentiable(loss, label)
+        edge = edge_of(loss)
+        if edge in edges:
+            raise ValueError(
+                f"`{label}` is the same tensor as `{edges[edge]}`. Give each loss once; to weight one, use a "
+                f"LossWeighting."
+            )
+        edges[edge] = label
+        scalars.append(loss)
+    return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
+
+
+def common_scale(roots: Sequence[Edge]) -> float | None:
+    """What `GradScaler.scale` has multiplied the losses by: a tensor of one float32 number, the same for all.
+
+    A constant tensor of the user's own by which every loss is multiplied looks the same, and is taken for a scale, too.
+    """
+    return max(set.intersection(*(_factors(node) for node, _ in roots)), default=None)
+
+
+def _factors(node: Node | None) -> set[float]:
+    """The single float32 numbers, tensors, that a loss is multiplied by in the end."""
+    factors = set()
+    while node is not None and node.name() in PASSING:
+        below = [child for child, _ in node.next_functions if child is not None]
+        if len(below) != 1:
+            break
+        constant = multiplied_by(node)
+        if constant is not None and constant.dtype == torch.float32 and constant.numel() == 1:
+            factors.add(float(constant))
+        node = below[0]
+    return factors
+
+
+def cotangents(roots: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:
+    """The gradient that each loss starts with: 1, or its weight."""
+    ones: dict[object, Tensor] = {}
+    starts = []
+    for i, edge in enumerate(roots):
+        metadata = metadata_of(edge)
+        key = (tuple(metadata.shape), metadata.dtype, metadata.device)
+        if key not in ones:
+            ones[key] = torch.ones(key[0], dtype=metadata.dtype, device=metadata.device)
+        starts.append(ones[key] if weights is None else ones[key] * weights[i].to(ones[key]))
+    return starts
+
+
+def _losses_of_vector(losses: Tensor) -> tuple[Losses, list[Edge]]:
+    known = Losses(tuple(range(len(losses))), len(losses), None, losses.detach().unbind())
+    node = losses.grad_fn
+    if node is not None and node.name() == STACK:  # torch.stack of scalars: look at the scalars themselves
+        edges = [edge for edge in node.next_functions if edge[0] is not None]
+        if len(edges) < len(losses):
+            missing = [edge[0] is None for edge in node.next_functions].index(True)
+            raise ValueError(f"`losses[{missing}]` does not require grad: nothing it depends on can be trained.")
+        if len(set(edges)) < len(edges):
+            raise ValueError("`losses` holds the same loss twice. Give each loss once.")
+        return known, edges  # type: ignore[return-value]
+    with torch.enable_grad():
+        return known, [edge_of(loss) for loss in losses.unbind()]
+
+
+def _check_differentiable(loss: Tensor, label: str) -> None:
+    if not loss.is_floating_point():
+        raise TypeError(f"`{label}` must be a real floating-point tensor, but its dtype is {loss.dtype}.")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"`{label}` does not require grad: nothing it depends on can be trained. Leave it out, or give None for it."
+        )

@@ -1,0 +1,133 @@
+"""Rows at any place of the graph: exclusive parts once, the shared part by batched VJPs. No transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .._checks import check_chunk_size
+from .._torch import AccumulateGrad, wrappers_silent
+from .._transform import LossesLike
+from .batching import Batching
+from .loss_graph import Edge, LossGraph, edge_of, gradient_edge, graph_errors_explained
+from .losses import cotangents, read_losses
+from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap
+
+
+def per_loss_gradients(
+    losses: LossesLike,
+    inputs: Tensor | Sequence[Tensor],
+    *,
+    chunk_size: int | None = None,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    r"""The gradient of each loss for each input: one row of the Jacobian per loss.
+
+    Parts of the graph that one loss alone reaches are differentiated once; only the shared part is differentiated
+    per loss, several losses at a time by `torch.func.vmap`, or in a loop where that cannot work or does not pay.
+
+    Args:
+        losses: T scalar losses: a list, a dict or a 1-D tensor; `None` is absent and has no row.
+        inputs: Tensors to differentiate for: parameters, inputs or activations.
+        chunk_size: Losses in one vmap. `None` chooses, 1 asks for the loop.
+        retain_graph: Whether another backward may follow.
+
+    Returns:
+        For each input a tensor of shape `(T, *input.shape)`, zero where a loss does not reach it, or `None` where no
+        loss does.
+
+    Raises:
+        TypeError: If a loss or an input is not a tensor.
+        ValueError: If a loss is not a scalar, needs no gradient, or stands twice; if an input needs no gradient.
+        RuntimeError: If the graph was freed.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> per_loss_gradients([(3 * w).sum(), (w**2).sum()], w)
+        (tensor([[3., 3.],
+                [2., 4.]]),)
+    """
+    present, roots = read_losses(losses)
+    targets = []
+    for i, tensor in enumerate((inputs,) if isinstance(inputs, Tensor) else inputs):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`inputs[{i}]` must be a tensor, but it is {type(tensor).__name__}.")
+        if not tensor.requires_grad:
+            raise ValueError(f"`inputs[{i}]` does not require grad, so no loss can be differentiated for it.")
+        targets.append(edge_of(tensor))
+    graph = LossGraph(roots)
+    graph.check_alive()
+    batching = Batching(check_chunk_size(chunk_size))
+    distinct = list(dict.fromkeys(targets))
+    results: dict[Edge, Tensor] = {}
+    with wrappers_silent(graph.sinks), graph_errors_explained():
+        for position, rows in rows_below(graph, cotangents(roots, None), distinct, batching, retain_graph=retain_graph):
+            for edge, row in zip(distinct, rows, strict=True):
+                if row is not None:
+                    if edge not in results:
+                        results[edge] = row.to_dense().new_zeros(len(present), *row.shape)
+                    results[edge][position] = row.to_dense()
+    return tuple(results.get(edge) for edge in targets)
+
+
+def rows_below(
+    graph: LossGraph, starts: Sequence[Tensor], targets: Sequence[Edge], batching: Batching, *, retain_graph: bool
+) -> Iterator[tuple[int, Row]]:
+    """Yield `(position of a loss, its row)`, loss by loss; only one chunk of large rows is alive at a time."""
+    meetings = graph.frontier()
+    shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
+    interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
+    size = batching.size_for(graph, interior) if interior else 1
+    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
+    # DistributedDataParallel laid under all outputs.
+    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks)
+    at_once = batching.exclusive_at_once(len(starts), meetings)
+    last = len(starts) - 1
+    first = 0
+    rows: dict[int, Row] = {}
+    while first <= last:
+        losses = range(first, min(first + (size if batching.refusal is None else 1), last + 1))
+        if first not in rows:
+            ahead = range(last + 1) if at_once else losses
+            rows = {position: [None] * len(targets) for position in ahead}
+            arrived = exclusive_pass(graph, starts, ahead, targets, meetings, rows, retain_graph=keep_exclusive)
+            for position in ahead:
+                rows_at_leaves(arrived[position], targets, rows[position])
+        first = losses.stop
+        # The last loss stands alone, so that only a plain VJP, which vmap cannot refuse, frees the graph.
+        for chunk in (losses[:-1], losses[-1:]) if losses[-1] == last else (losses,):
+            batched = len(chunk) > 1 and shared_pass_by_vmap(graph, arrived, targets, shared, rows, chunk, batching)
+            for position in chunk:
+                if not batched:
+                    retain = retain_graph or position != last
+                    shared_pass(arrived[position], targets, shared, rows[position], retain_graph=retain)
+                yield position, rows[position]
+                rows[position].clear()  # views that are still held would keep the whole chunk alive during the next one
+
+
+def rows_by_backward(
+    graph: LossGraph, starts: Sequence[Tensor], parameters: Sequence[Tensor], *, retain_graph: bool
+) -> Iterator[tuple[int, Row]]:
+    """Rows from one whole backward per loss, read off `.grad`: for graphs that `autograd.grad` cannot take."""
+    for position, (root, start) in enumerate(zip(graph.origins, starts, strict=True)):
+        with _own_gradients(parameters):
+            retain = retain_graph or position < len(starts) - 1
+            torch.autograd.backward([gradient_edge(root)], [start], retain_graph=retain)
+            row = [parameter.grad for parameter in parameters]
+        yield position, row
+
+
+@contextmanager
+def _own_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Put every `.grad` aside, and back again."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient

@@ -1,0 +1,84 @@
+r"""Takes each loss's gradient off the edges where the losses meet, while a backward runs. Combines nothing itself.
+
+head a   head a'  head b          the last nodes that belong to one loss, its entries. A hook on each receives what
+   \       |        |             the node passes on, and lets nothing flow:
+  take(a)  |      take(b)         - a loss with several entries here is taken once, when its last one has come;
+     \     |       /              - the entry that comes last of all hands on what `finish` returns, once;
+      [ meeting ]                 - autograd adds up nothing but that, and goes on below.
+           |
+       the trunk                  No entry is left out: a node that is not reached in a pass is no entry of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from .loss_graph import Meeting
+
+Take = Callable[[int, Tensor], None]
+"""Called with (position of the loss, row), once for each loss that arrives at a meeting."""
+
+Finish = Callable[[], Tensor | None]
+"""Called when all have arrived; what it returns flows on from the meeting instead of their sum."""
+
+
+@contextmanager
+def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finish]]) -> Iterator[None]:
+    """While active, a backward hands the rows at each meeting to its handlers instead of adding them up there."""
+    by_node: dict[Node, dict[int, tuple[_Arrivals, int]]] = {}
+    for meeting, (take, finish) in zip(meetings, handlers, strict=True):
+        arrivals = _Arrivals(meeting, take, finish)
+        for node, k, position in meeting.entries:
+            by_node.setdefault(node, {})[k] = (arrivals, position)
+    handles = [node.register_hook(_delivery(arrivals)) for node, arrivals in by_node.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Arrivals:
+    """The contributions to one meeting: a loss may send several, which make one row."""
+
+    def __init__(self, meeting: Meeting, take: Take, finish: Finish) -> None:
+        self.take = take
+        self.finish = finish
+        self.waiting = len(meeting.entries)
+        self.expected: dict[int, int] = {}
+        for _, _, position in meeting.entries:
+            self.expected[position] = self.expected.get(position, 0) + 1
+        self.partial: dict[int, Tensor] = {}
+
+    def receive(self, position: int, gradient: Tensor | None) -> Tensor | None:
+        """Take one contribution; returns what autograd shall carry along its edge: nothing, or at the last one all."""
+        self.waiting -= 1
+        self.expected[position] -= 1
+        if gradient is not None:
+            before = self.partial.get(position)
+            self.partial[position] = gradient if before is None else before + gradient
+        if self.expected[position] == 0 and position in self.partial:
+            self.take(position, self.partial.pop(position))
+        if self.waiting > 0:
+            return None
+        combined = self.finish()
+        if combined is not None and gradient is None:
+            raise RuntimeError(
+                "The gradient of one of `losses` is None where the losses meet (a custom autograd.Function returned "
+                'None), so nothing can be passed on there. Return zeros instead, or use `at="parameters"`.'
+            )
+        return combined
+
+
+def _delivery(arrivals: Mapping[int, tuple[_Arrivals, int]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def deliver(grad_inputs: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...]:
+        carried = list(grad_inputs)
+        for k, (meeting, position) in arrivals.items():
+            carried[k] = meeting.receive(position, grad_inputs[k])
+        return tuple(carried)
+
+    return deliver

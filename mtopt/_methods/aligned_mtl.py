@@ -1,0 +1,53 @@
+"""Aligned-MTL: gradients are made orthogonal and equally long."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_one_of
+from .._transform import GramianTransform, Losses
+
+
+class AlignedMTL(GramianTransform):
+    r"""Independent component alignment: the gradients' principal components are made equally long.
+
+    With $G = V \Lambda V^T$ and $\sigma$ the `scale` of the $\sqrt{\lambda_i}$ that are not 0, the new rows are
+
+    $$\tilde g = \sigma V \Lambda^{-1/2} V^T g$$
+
+    which are orthogonal, of length $\sigma$, and as near to the old ones as such rows can be. They stay apart, so that
+    another transform may follow, and are summed in the end.
+
+    Args:
+        scale: `"min"`, the smallest singular value; `"median"` of them; `"rmse"`, the root of the mean eigenvalue.
+
+    Raises:
+        ValueError: If `scale` is none of these.
+
+    Example:
+        >>> AlignedMTL(scale="rmse")
+        AlignedMTL(scale='rmse')
+
+    Source:
+        Algorithm 1 of Senushkin et al. 2023, [arXiv:2305.19000](https://arxiv.org/abs/2305.19000);
+        `"median"` and `"rmse"` are those of the official code.
+    """
+
+    scale_equivariant = True
+    uses_values = False
+
+    def __init__(self, *, scale: str = "min") -> None:
+        self.scale = check_one_of(scale, "scale", ("min", "median", "rmse"))
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        values, vectors = torch.linalg.eigh(gramian)
+        several = (
+            values > values[-1] * len(values) * torch.finfo(torch.float32).eps
+        )  # what float32 rows can tell from 0
+        if not several.any():
+            return torch.eye(len(gramian), dtype=gramian.dtype)
+        values, vectors = values[several], vectors[:, several]
+        square = {"min": values.min, "median": values.median, "rmse": values.mean}[self.scale]()
+        mixing: Tensor = vectors * (square / values).sqrt() @ vectors.T
+        return mixing

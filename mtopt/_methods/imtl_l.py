@@ -1,0 +1,44 @@
+"""The loss balance of impartial multi-task learning: scales that are trained to bring each loss to 1."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._checks import check_number, check_positive
+from .._transform import Losses, LossWeighting
+from .state import Trained
+
+
+class IMTLL(LossWeighting):
+    r"""IMTL-L: weights that are trained along, until each weighted loss is 1.
+
+    $$L = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}$$
+
+    The $s_i$ take one step of Adam in each step, after their weights were used. They are no parameters of the model's
+    optimizer, so that its weight decay does not pull them to 0. The losses should be above 0: the weight of one that is
+    not grows without end.
+
+    Args:
+        lr: Step size of the $s_i$.
+        start: What they begin with.
+
+    Raises:
+        ValueError: If `lr` is not above 0, or `start` is not finite.
+
+    Example:
+        >>> IMTLL(lr=1e-2)
+        IMTLL(lr=0.01)
+
+    Source:
+        Eq. (6) of Liu et al. 2021, [Towards Impartial Multi-task Learning](https://openreview.net/forum?id=IMPnRXEWpvr).
+    """
+
+    def __init__(self, *, lr: float = 1e-3, start: float = 0.0) -> None:
+        self.lr = check_positive(lr, "lr")
+        self.start = check_number(start, "start")
+        self.trained = Trained(self.start, self.lr)
+
+    def weights(self, losses: Losses) -> Tensor:
+        weights = self.trained.of(losses).exp()
+        self.trained.descend(losses, weights * losses.values - 1)
+        return weights

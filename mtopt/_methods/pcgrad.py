@@ -1,0 +1,55 @@
+"""PCGrad: each gradient is projected off those that it conflicts with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._draws import Draws
+from .._transform import GramianTransform, Losses
+
+
+class PCGrad(GramianTransform):
+    r"""Gradient surgery: from each gradient is taken its part along every other one that it points against.
+
+    For each $i$, over the others $j$ in random order:
+
+    $$\tilde g_i \leftarrow \tilde g_i - \frac{\min(0, \tilde g_i \cdot g_j)}{\|g_j\|^2} g_j$$
+
+    The rows stay apart, so that another transform may follow, and are summed in the end.
+
+    Args:
+        seed: Seed of the private random order. `None` derives it from the state of torch's global generator.
+
+    Raises:
+        TypeError: If `seed` is no whole number.
+
+    Example:
+        >>> PCGrad(seed=0)
+        PCGrad()
+
+    Source:
+        Algorithm 1 of Yu et al. 2020, [arXiv:2001.06782](https://arxiv.org/abs/2001.06782).
+    """
+
+    scale_equivariant = True
+    uses_values = False
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self.draws = Draws(seed)
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        squares = gramian.diagonal()
+        each = torch.arange(len(gramian))
+        mixing = torch.eye(len(gramian), dtype=gramian.dtype)
+        for other in random_orders(len(gramian), self.draws):  # (T,), one for each row
+            products = (mixing * gramian[other]).sum(1)
+            conflicts = products.clamp_max(0) / squares[other]
+            mixing[each, other] -= torch.where(products < 0, conflicts, 0)
+        return mixing
+
+
+def random_orders(n: int, draws: Draws) -> Tensor:
+    """For each of n rows the others in random order, shape `(n - 1, n)`: those that come first, second, ..."""
+    keys = torch.rand(n, n, generator=draws.next(torch.device("cpu")), dtype=torch.float64)
+    return keys.fill_diagonal_(2).argsort(1).T[:-1]

@@ -1,0 +1,100 @@
+"""SoftAdapt: more weight for the losses that rise, by the slope of their last values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_count, check_number
+from .._transform import Losses, LossWeighting
+from .state import PerLoss
+
+
+class Window:
+    """The last values of each loss, oldest first; NaN is "none yet"."""
+
+    def __init__(self, length: int) -> None:
+        self.places = [PerLoss() for _ in range(length)]
+
+    def push(self, losses: Losses) -> Tensor:
+        """Take a step's values in; all that are here then, shape `(window, T)`, float64."""
+        for older, newer in pairwise(self.places):
+            older.keep(losses, newer.of(losses))
+        self.places[-1].keep(losses, losses.values)
+        return torch.stack([place.of(losses) for place in self.places])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: place.state_dict() for name, place in self._named()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, place in self._named():
+            place.load_state_dict(state_dict[name])
+
+    def _named(self) -> Iterator[tuple[str, PerLoss]]:
+        return ((str(i), place) for i, place in enumerate(self.places))
+
+
+class SoftAdapt(LossWeighting):
+    r"""SoftAdapt: a loss that rises, or falls more slowly, counts more.
+
+    $$w = \mathrm{softmax}(\beta s), \qquad s_i = \sum_{k=1}^{n-1} \frac{\nabla^k L_i}{k}$$
+
+    where $s_i$ is the slope of loss $i$ at its newest value, by the backward difference over its last $n$ values: for
+    $n = 2$ the change since the step before. Differences that reach back before a loss's first value are left out. The
+    weights sum to 1, and the losses' units matter: the slopes are as large as the losses.
+
+    Args:
+        beta: How much a slope counts; below 0 the loss that falls fastest counts most.
+        window: The $n$ values that a slope is taken over.
+        normalized: Divide the slopes by the sum of their absolute values.
+        loss_weighted: Multiply the weights by the losses' means over the window, and rescale them to sum to 1. No loss
+            may then be below 0.
+
+    Raises:
+        TypeError: If `window` is no whole number.
+        ValueError: If `beta` is not finite, or `window` is below 2.
+
+    Example:
+        >>> SoftAdapt(loss_weighted=True)
+        SoftAdapt(loss_weighted=True)
+
+    Source:
+        Section 3.1 of Heydari, Thompson, Mehmood 2019, [arXiv:1912.12355](https://arxiv.org/abs/1912.12355).
+    """
+
+    def __init__(
+        self, *, beta: float = 0.1, window: int = 5, normalized: bool = False, loss_weighted: bool = False
+    ) -> None:
+        self.beta = check_number(beta, "beta")
+        self.window = check_count(window, "window", 2)
+        self.normalized = normalized
+        self.loss_weighted = loss_weighted
+        self.past = Window(self.window)
+
+    def check(self, losses: Losses) -> None:
+        for position, value in enumerate(losses.values.tolist() if self.loss_weighted else ()):
+            if value < 0:
+                raise ValueError(
+                    f"`losses[{losses.label(position)}]` is {value:g}, but `loss_weighted` needs losses of 0 or more. "
+                    f"Add a constant to it, or leave `loss_weighted` out."
+                )
+
+    def weights(self, losses: Losses) -> Tensor:
+        past = self.past.push(losses)
+        slopes = torch.zeros_like(past[-1])
+        differences = past
+        for k in range(1, self.window):
+            differences = differences.diff(dim=0)
+            slopes = slopes + differences[-1].nan_to_num(0.0) / k
+        tiny = torch.finfo(torch.float64).tiny
+        if self.normalized:
+            slopes = slopes / slopes.abs().sum().clamp_min(tiny)
+        weights = (self.beta * slopes).softmax(0)
+        if self.loss_weighted:
+            weights = weights * past.nanmean(0)
+            weights = weights / weights.sum().clamp_min(tiny)
+        return weights

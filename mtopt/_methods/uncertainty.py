@@ -1,0 +1,43 @@
+"""Uncertainty weighting: each loss divided by a variance that is trained along."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._checks import check_positive
+from .._transform import Losses, LossWeighting
+from .state import Trained
+
+
+class UncertaintyWeighting(LossWeighting):
+    r"""Weights from the losses' uncertainties, which are trained along: a loss that stays large counts less.
+
+    $$L = \sum_i ½ e^{-s_i} L_i + ½ s_i, \qquad w_i = ½ e^{-s_i}$$
+
+    The $s_i = \log \sigma_i^2$ take one step of Adam in each step, after their weights were used. They are no
+    parameters of the model's optimizer, so that its weight decay does not pull them to 0.
+
+    Args:
+        lr: Step size of the $s_i$.
+        start: What they begin with; LibMTL's -0.5 by default.
+
+    Raises:
+        ValueError: If `lr` is not above 0.
+
+    Example:
+        >>> UncertaintyWeighting(lr=1e-2)
+        UncertaintyWeighting(lr=0.01)
+
+    Source:
+        Eq. (7) of Kendall, Gal, Cipolla 2018, [arXiv:1705.07115](https://arxiv.org/abs/1705.07115).
+    """
+
+    def __init__(self, *, lr: float = 1e-3, start: float = -0.5) -> None:
+        self.lr = check_positive(lr, "lr")
+        self.start = float(start)
+        self.trained = Trained(self.start, self.lr)
+
+    def weights(self, losses: Losses) -> Tensor:
+        weights = 0.5 * (-self.trained.of(losses)).exp()
+        self.trained.descend(losses, 0.5 - weights * losses.values)
+        return weights

@@ -1,0 +1,189 @@
+"""One batch's rows at any place of its graph, by the clock, and with nothing changed. Judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._combine.conflict import Conflict
+from .._combine.products import PART
+from .._graph.batching import Batching
+from .._graph.loss_graph import Edge, LossGraph, Meeting, gradient_edge
+from .._graph.rows import rows_below
+from .._graph.taking import rows_taken
+from .._torch import AccumulateGrad, operator_of
+from .._transform import Losses
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The losses of one batch, and the graph below them.
+
+    Attributes:
+        starts: The gradient that each loss starts with.
+        meetings: All of the frontier.
+        device: Where the shared parameters are, and the clock must wait.
+    """
+
+    losses: Losses
+    graph: LossGraph
+    starts: Sequence[Tensor]
+    meetings: Sequence[Meeting]
+    device: torch.device
+
+    @property
+    def names(self) -> list[str]:
+        return [self.losses.label(i) for i in range(len(self.losses))]
+
+    @property
+    def several(self) -> list[Meeting]:
+        """Where `at="activations"` combines rows."""
+        return [meeting for meeting in self.meetings if len(meeting.positions) > 1]
+
+    def timed(self, run: Callable[[], R]) -> tuple[float, R]:
+        """The seconds that it took, and what it gave."""
+        self._wait()
+        before = perf_counter()
+        result = run()
+        self._wait()
+        return perf_counter() - before, result
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+
+@dataclass
+class RowsAt:
+    """The rows at one tensor, each with the position of its loss: dense, and complex numbers as two real ones.
+
+    Attributes:
+        plain: Whether they were dense and real, as a combination needs them.
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    plain: bool = True
+
+    def add(self, position: int, row: Tensor) -> None:
+        self.plain = self.plain and row.layout is torch.strided and not row.is_complex()
+        dense = row.to_dense()
+        self.rows.append(torch.view_as_real(dense.resolve_conj()) if row.is_complex() else dense)
+        self.positions.append(position)
+
+
+@dataclass(frozen=True)
+class ConflictAt:
+    """How the rows agree at a module's shared parameters, or at an activation.
+
+    Attributes:
+        name: Of the module, as in `model.named_modules()`; or of the operation that made the activation.
+        shape: Of the activation; `None` for a module.
+        size: How many numbers there are.
+        losses: Those that come there.
+        conflict: How they agree.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    size: int
+    losses: tuple[str, ...]
+    conflict: Conflict
+
+    def to_dict(self) -> dict[str, Any]:
+        shape = None if self.shape is None else list(self.shape)
+        own = {"name": self.name, "shape": shape, "size": self.size, "losses": list(self.losses)}
+        return own | self.conflict.to_dict()
+
+
+def conflict_at(batch: Batch, name: str, sites: Sequence[RowsAt], shape: tuple[int, ...] | None = None) -> ConflictAt:
+    """The conflict of the rows at some tensors; part by part, so that no copy of all of them is made."""
+    conflict = Conflict(batch.names)
+    for at in sites:
+        flats = [row.reshape(-1) for row in at.rows]
+        for start in range(0, flats[0].numel() if flats else 0, PART):
+            conflict.add([flat[start : start + PART] for flat in flats], at.positions)
+    losses = sorted({position for at in sites for position in at.positions})
+    size = sum(at.rows[0].numel() for at in sites if at.rows)
+    return ConflictAt(name, shape, size, tuple(batch.names[loss] for loss in losses), conflict)
+
+
+def made_by(meeting: Meeting) -> str:
+    """The operation that made an activation."""
+    return operator_of(meeting.edge[0])
+
+
+def is_leaf(edge: Edge) -> bool:
+    return type(edge[0]) is AccumulateGrad
+
+
+def plain_backward(batch: Batch) -> None:
+    """What `sum(losses).backward()` computes, thrown away."""
+    torch.autograd.grad(
+        [gradient_edge(origin) for origin in batch.graph.origins],
+        [gradient_edge((leaf, 0)) for leaf in batch.graph.leaves()],
+        batch.starts,
+        retain_graph=True,
+        allow_unused=True,
+    )
+
+
+def rows_at(batch: Batch, edges: Sequence[Edge], batching: Batching) -> list[RowsAt]:
+    """The rows at some edges; none where one loss alone comes."""
+    found = [RowsAt() for _ in edges]
+    for loss, rows in rows_below(batch.graph, batch.starts, edges, batching, retain_graph=True):
+        for (node, _), at, row in zip(edges, found, rows, strict=True):
+            if row is not None and batch.graph.shared(node):
+                at.add(loss, row)
+    return found
+
+
+def rows_at_meetings(batch: Batch) -> list[RowsAt]:
+    """What each loss brings by itself to where several meet, which is what `at="activations"` combines: one pass."""
+    meetings = batch.several
+    found = [RowsAt() for _ in meetings]
+    if meetings:
+        with rows_taken(meetings, [(at.add, _nothing) for at in found]):
+            torch.autograd.grad(
+                [gradient_edge(origin) for origin in batch.graph.origins],
+                [gradient_edge(meeting.edge) for meeting in meetings],
+                batch.starts,
+                retain_graph=True,
+                allow_unused=True,
+            )
+    for meeting, at in zip(meetings, found, strict=True):
+        for loss in meeting.roots:  # these do not come from a node above
+            at.add(loss, batch.starts[loss])
+    return found
+
+
+def rows_thrown_away(batch: Batch, edges: Sequence[Edge], batching: Batching) -> None:
+    """For the clock: to hold all rows takes time that a step need not spend."""
+    for _ in rows_below(batch.graph, batch.starts, edges, batching, retain_graph=True):
+        pass
+
+
+def _nothing() -> None:
+    """What goes on from a meeting: only what the losses themselves bring there is asked for."""
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Afterwards the random state and the model's buffers are as before: a checkpointed region computes them anew."""
+    cuda = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=sorted(cuda)):
+            yield
+    finally:
+        for buffer, before in buffers:
+            if not torch.equal(buffer, before):
+                buffer.data.copy_(before)  # .data: autograd may hold the buffer, whose version shall stay

@@ -1,0 +1,220 @@
+"""The one gateway to torch's private and undocumented names, and to what differs between its versions. Decides nothing.
+
+`tests/test_torch.py` holds that each name exists in the installed torch, and means what is said here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.autograd.graph import Node
+from torch.nn.parallel import distributed as ddp
+from torch.utils._pytree import tree_leaves as tree_leaves  # `torch.utils.pytree` is public, but younger than 2.6
+
+# -- nodes of the graph ------------------------------------------------------------------------------------------------
+
+AccumulateGrad: type[Node] = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+"""The node of a leaf, which adds to its `.grad`."""
+
+
+def _backward_of(*operators: str) -> frozenset[str]:
+    """The names of the nodes that torch makes for some of its operators."""
+    return frozenset(f"{operator}Backward0" for operator in operators)
+
+
+# Nodes that read a part of a tensor: their gradient is zero elsewhere.
+SELECTING = _backward_of("Slice", "Select", "Index", "IndexSelect", "MaskedSelect")
+SPLITTING = _backward_of("Split", "SplitWithSizes", "Unbind")
+# What may lie between a loss and its scaling: the average over micro-batches, a weight, another shape or dtype.
+PASSING = _backward_of("Div", "Mul", "ToCopy", "View", "Unsqueeze", "Unbind")
+STACK = "StackBackward0"
+MULTIPLICATION = "MulBackward0"
+CONVOLUTION = "ConvolutionBackward0"
+ATTENTION_ON_CPU = "ScaledDotProductFlashAttentionForCpuBackward0"
+COMPILED = "CompiledFunctionBackward"  # a piece, or all, of a model behind torch.compile
+REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
+def operator_of(node: Node) -> str:
+    """What made a tensor, without the ending that all nodes' names have."""
+    return node.name().removesuffix("0").removesuffix("Backward")
+
+
+def variable_of(leaf: Node) -> Tensor:
+    """The leaf tensor of an `AccumulateGrad`."""
+    variable: Tensor = leaf.variable  # type: ignore[attr-defined]
+    return variable
+
+
+def sequence_number(node: Node) -> int:
+    """A number that grows in the order in which a thread made its nodes."""
+    return node._sequence_nr()
+
+
+class Metadata(Protocol):
+    """What a node knows of a tensor that it made."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def outputs_of(node: Node) -> Sequence[Metadata]:
+    """The tensors that a node made, which are the inputs of its backward."""
+    return node._input_metadata
+
+
+def notes_on(node: Node) -> dict[str, Any]:
+    """A place for Python's notes, which lives as long as the node."""
+    notes: dict[str, Any] = node.metadata  # type: ignore[assignment]  # a property, whatever its stub says
+    return notes
+
+
+def multiplied_by(node: Node) -> Tensor | None:
+    """The constant that a multiplication's input was multiplied by, if it is a tensor."""
+    constant: Tensor | None = getattr(node, "_saved_other", None) if node.name() == MULTIPLICATION else None
+    return constant
+
+
+def has_sparse_gradient(node: Node) -> bool:
+    """Whether it is an embedding that gives a sparse gradient."""
+    return bool(getattr(node, "_saved_sparse", False))
+
+
+def node_type(function: type[torch.autograd.Function]) -> type[Node]:
+    """The type of the nodes of an `autograd.Function`."""
+    made: type[Node] = function._backward_cls
+    return made
+
+
+# -- saved tensors -----------------------------------------------------------------------------------------------------
+
+# From torch 2.9 on a saved tensor tells whether it has hooks. Before, reading it might run those of the user.
+HOOKS_CAN_BE_SEEN = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
+
+
+def touch_saved(node: Node) -> None:
+    """Read a saved tensor of a node, which raises where it was freed; but none behind hooks, which may compute."""
+    for raw_name, name in _saved_names(type(node)):
+        raw = getattr(node, raw_name)  # a Python Function raises here, once freed
+        if raw_name == "_raw_saved_tensors" or not HOOKS_CAN_BE_SEEN:
+            return
+        if isinstance(raw, (tuple, list)):
+            if all(saved.unpack_hook is None for saved in raw):
+                getattr(node, name)
+                return
+        elif raw.unpack_hook is None and getattr(node, name) is not None:
+            return  # all of a node's tensors are freed together
+
+
+@cache
+def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
+    """The names of a node's saved tensors: the raw ones, and those that unpack them."""
+    raw = [name for name in dir(node_type) if name.startswith("_raw_saved_")]
+    return tuple((name, name.removeprefix("_raw")) for name in raw)
+
+
+def tells_freed(error: RuntimeError) -> bool:
+    """Whether it says that an earlier backward has freed what this one needs."""
+    return "second time" in str(error)
+
+
+def tells_changed(error: RuntimeError) -> bool:
+    """Whether it says that what a backward needs was changed in place."""
+    return "inplace operation" in str(error)
+
+
+def tells_once(error: RuntimeError) -> bool:
+    """Whether it says that a graph can be differentiated only once: a selective checkpoint, or a compiled part."""
+    return "backward once" in str(error) or "donated buffer" in str(error)
+
+
+def tells_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective call failed: torch has types of its own for some backends, and plain texts for others."""
+    text = f"{type(error).__name__} {error}"
+    return re.search("^Dist|gloo|nccl|ProcessGroup", text, re.IGNORECASE) is not None
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def version(tensor: Tensor) -> int:
+    """How often its memory was changed in place."""
+    return tensor._version
+
+
+def is_view(tensor: Tensor) -> bool:
+    return tensor._is_view()
+
+
+def call_post_accumulate_hooks(parameter: Tensor) -> None:
+    """What autograd does once it has added to `.grad`: `register_post_accumulate_grad_hook` has no other caller."""
+    for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+        hook(parameter)
+
+
+def is_flattened_by_fsdp1(parameter: Tensor) -> bool:
+    return getattr(parameter, "_fsdp_flattened", False)
+
+
+# -- DistributedDataParallel -------------------------------------------------------------------------------------------
+
+DDP_SINK: type[Node] = node_type(ddp._DDPSink)
+"""The node that it may lay under all outputs of a model: it passes each on as it is."""
+
+
+def wrapper_of(sink: Node) -> ddp.DistributedDataParallel:
+    wrapper: ddp.DistributedDataParallel = sink.ddp_weakref()  # type: ignore[attr-defined]
+    return wrapper
+
+
+def below_sink(sink: Node, output: int) -> tuple[Node, int]:
+    """What one output of a sink passes its gradient to."""
+    needed: tuple[bool, ...] = sink.needs_input_grad[1:]  # type: ignore[attr-defined]  # the first input is no tensor
+    differentiable = [edge for edge in sink.next_functions if edge[0] is not None]
+    return differentiable[sum(needed[:output])]  # type: ignore[return-value]
+
+
+@contextmanager
+def wrappers_silent(sinks: Iterable[Node]) -> Iterator[None]:
+    """While active, no wrapper with a static graph takes a pass over a part for its backward."""
+    wrappers = {wrapper_of(sink) for sink in sinks}
+    waiting = [m for m in wrappers if m.static_graph and not m._static_graph_delay_allreduce_enqueued]
+    for model in waiting:
+        model._static_graph_delay_allreduce_enqueued = True
+    try:
+        yield
+    finally:
+        for model in waiting:
+            model._static_graph_delay_allreduce_enqueued = False
+
+
+# -- transforms of functions, compiler, profiler -----------------------------------------------------------------------
+
+# `torch.compiler.disable` is the public name, but it imports the whole compiler: 2 s for every `import mtopt`.
+not_compiled = _disable_dynamo
+
+NO_BATCHING_RULE = "There is a performance drop"
+"""How the warning begins that vmap gives for an operator that it must loop over."""
+
+
+def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """Define `torch.ops.NAME`, into which torch.compile does not look and which draws random numbers on the host."""
+    settings: dict[str, Any] = {"mutates_args": (), "schema": schema}
+    if "tags" in signature(torch.library.custom_op).parameters:  # from torch 2.7 on
+        # No part of a CUDA graph, which would repeat its random numbers (untested: no GPU).
+        graph_unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)  # from 2.9 on
+        settings["tags"] = [tag for tag in (graph_unsafe, torch.Tag.nondeterministic_seeded) if tag is not None]
+    torch.library.custom_op(name, function, **settings).register_fake(fake)
+
+
+def profiler_runs() -> bool:
+    return torch._C._autograd._profiler_enabled()
