@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.util import resolve_name
 from itertools import pairwise
@@ -90,10 +92,10 @@ def section(title: str) -> str:
 
 
 def imported(module: str) -> set[str]:
-    """The package's own modules that a module imports when it is loaded."""
+    """The package's own modules that a module imports: also inside functions, and for the type checker alone."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     found = set()
-    for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -104,15 +106,76 @@ def imported(module: str) -> set[str]:
 
 
 def place(module: str, order: list[str]) -> int:
-    """Where the reading order has a module, or else its folder."""
+    """Where the reading order has a module, or else its room."""
     path = MODULES[module].relative_to(ROOT / "mtopt")
-    return order.index(path.as_posix() if path.as_posix() in order else f"{path.parent.as_posix()}/")
+    return order.index(path.as_posix() if len(path.parts) == 1 else f"{path.parts[0]}/")
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_is_read_before_it(module):
     order = re.findall(r"`([\w/]+(?:\.py|/))`", section("Reading order"))
     assert all(place(other, order) <= place(module, order) for other in imported(module))
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    waiting = {module: imported(module) - {module} for module in MODULES}
+    while ready := {module for module, needed in waiting.items() if not needed}:
+        waiting = {module: needed - ready for module, needed in waiting.items() if module not in ready}
+    assert not waiting
+
+
+@pytest.mark.parametrize("room", ["_graph", "_combine", "_backward"])
+def test_inside_a_room_the_order_is_that_of_the_map_too(room):
+    text = section("Reading order").replace("\n", " ")
+    order = re.findall(r"`(\w+)\.py`", re.split(rf"`{room}/`,", text)[1].split("; in")[0])
+    modules = {module.rpartition(".")[2]: module for module in MODULES if module.startswith(f"mtopt.{room}.")}
+    assert set(order) == set(modules)
+    for name, module in modules.items():
+        inside = {other.rpartition(".")[2] for other in imported(module) if other in modules.values()}
+        assert all(order.index(other) < order.index(name) for other in inside), name
+
+
+# -- the border --------------------------------------------------------------------------------------------------------
+
+
+def test_dir_shows_the_public_names_and_nothing_else():
+    assert dir(mtopt) == sorted(mtopt.__all__)
+    assert not [name for name in vars(mtopt) if not name.startswith("_") and name not in mtopt.__all__]
+    assert all(hasattr(mtopt, name) for name in mtopt.__all__)
+
+
+def test_every_module_is_private():
+    folders = {part for path in MODULES.values() for part in path.relative_to(ROOT / "mtopt").parts[:1]}
+    assert [name for name in folders if not name.startswith("_")] == []
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'mtopt' has no attribute 'Gradrop'"):
+        _ = mtopt.Gradrop
+
+
+LATER = ("_comparison", "_survey", "_pictures", "_command", "_demo")  # rooms
+SLOW = ("scipy", "rich", "matplotlib", "sklearn", "torch._dynamo", "torch.distributed.tensor")
+
+
+def test_import_loads_nothing_that_is_only_looked_at():
+    code = "import sys, torch; before = set(sys.modules); import mtopt; print(*set(sys.modules) - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in loaded if name.startswith((*SLOW, *(f"mtopt.{room}" for room in LATER)))]
+
+
+# A leading underscore, names of nodes, texts of errors: what only the gateway may know of torch.
+UNDOCUMENTED = re.compile(
+    r"torch\.(?:_C|_compile|_dynamo|_functorch|utils\._)|(?<![\w)\]])\w+(?:\(\w*\))?\._(?:raw_saved|saved|sequence_nr|input_metadata"
+    r"|version|is_view|backward_cls|post_accumulate|static_graph|fsdp)\w*|Backward0|\w+FunctionBackward|_DDPSink"
+    r"|ddp_weakref|\bleaf\.variable|second time|inplace operation|donated buffer|performance drop"
+)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "mtopt._torch"])
+def test_only_the_gateway_knows_what_torch_does_not_document(module):
+    code = ast.unparse(ast.parse(MODULES[module].read_text(encoding="utf-8")))  # without comments
+    assert UNDOCUMENTED.findall(code) == []
 
 
 def test_the_table_of_places_names_what_exists():

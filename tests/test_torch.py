@@ -1,0 +1,347 @@
+"""The gateway: each name that torch does not document exists in the installed torch, and means what we think."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import mtopt
+from mtopt import _torch as gateway
+
+
+def leaf(*shape):
+    return torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape).requires_grad_()
+
+
+def nodes_below(node):
+    found, stack = [], [node]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            stack += [child for child, _ in node.next_functions]
+    return found
+
+
+def names_below(tensor):
+    return {node.name() for node in nodes_below(tensor.grad_fn)}
+
+
+# -- nodes of the graph ------------------------------------------------------------------------------------------------
+
+PARTS = {
+    "Slice": lambda x: x[1:3],
+    "Select": lambda x: x[1],
+    "Index": lambda x: x[torch.tensor([0, 2])],
+    "IndexSelect": lambda x: x.index_select(0, torch.tensor([0, 2])),
+    "MaskedSelect": lambda x: x.masked_select(torch.tensor([True, False, False, True])),
+    "Split": lambda x: x.split(3)[1],
+    "SplitWithSizes": lambda x: x.split([1, 3])[0],
+    "Unbind": lambda x: x.unbind()[2],
+}
+
+
+@pytest.mark.parametrize("operator", PARTS)
+def test_nodes_that_read_a_part_are_known_by_name_and_pass_zeros_elsewhere(operator):
+    x = leaf(4)
+    part = PARTS[operator](x)
+    assert part.grad_fn.name() in gateway.SELECTING | gateway.SPLITTING
+    assert gateway.operator_of(part.grad_fn) == operator
+    (gradient,) = torch.autograd.grad(part.sum(), x)
+    assert gradient.count_nonzero() == part.numel() < x.numel()
+
+
+def test_every_name_of_a_part_is_tested():
+    assert {f"{operator}Backward0" for operator in PARTS} == gateway.SELECTING | gateway.SPLITTING
+
+
+PASSED = {
+    "Div": lambda x: x / 2,
+    "Mul": lambda x: x * torch.tensor(8.0),
+    "ToCopy": lambda x: x.double(),
+    "View": lambda x: x.view(1),
+    "Unsqueeze": lambda x: x.unsqueeze(0),
+    "Unbind": lambda x: x.unsqueeze(0).unbind()[0],
+}
+
+
+@pytest.mark.parametrize("operator", PASSED)
+def test_what_may_lie_between_a_loss_and_its_scaling_is_known_by_name(operator):
+    assert PASSED[operator](leaf()).grad_fn.name() == f"{operator}Backward0"
+    assert {f"{name}Backward0" for name in PASSED} == gateway.PASSING
+
+
+def test_a_constant_factor_can_be_read_from_its_node_and_no_other_node():
+    factor = torch.tensor(8.0)
+    assert gateway.multiplied_by((leaf() * factor).grad_fn) is factor
+    assert gateway.multiplied_by((leaf() + factor).grad_fn) is None
+
+
+def test_stack_convolution_and_attention_are_known_by_name():
+    assert torch.stack([leaf(), leaf()]).grad_fn.name() == gateway.STACK
+    assert nn.Conv2d(1, 1, 1)(leaf(1, 1, 2, 2)).grad_fn.name() == gateway.CONVOLUTION
+    attention = nn.functional.scaled_dot_product_attention(*(leaf(1, 2, 4, 8) for _ in range(3)))
+    assert attention.grad_fn.name() == gateway.ATTENTION_ON_CPU
+
+
+def test_a_reentrant_checkpoint_is_known_by_name_and_another_one_hides_nothing():
+    assert gateway.REENTRANT_CHECKPOINT in names_below(checkpoint(torch.exp, leaf(2), use_reentrant=True))
+    assert gateway.REENTRANT_CHECKPOINT not in names_below(checkpoint(torch.exp, leaf(2), use_reentrant=False))
+
+
+def test_a_compiled_piece_is_known_by_name():
+    assert gateway.COMPILED in names_below(torch.compile(lambda x: x.exp().sin(), backend="aot_eager")(leaf(2)))
+
+
+def test_the_node_of_a_leaf_has_it_and_no_other_node_has_that_type():
+    x = leaf(2)
+    y = x.exp()
+    ((node, _),) = y.grad_fn.next_functions
+    assert type(node) is gateway.AccumulateGrad
+    assert gateway.variable_of(node) is x
+    assert type(y.grad_fn) is not gateway.AccumulateGrad
+
+
+def test_sequence_numbers_grow_in_the_order_in_which_nodes_are_made():
+    x = leaf(2)
+    nodes = [f(x).grad_fn for f in (torch.exp, torch.sin, torch.cos)]
+    assert [gateway.sequence_number(node) for node in nodes] == sorted({gateway.sequence_number(n) for n in nodes})
+
+
+def test_a_node_knows_shape_dtype_and_device_of_what_it_made():
+    pieces = torch.ones(2, 5, dtype=torch.float64, requires_grad=True).split([2, 3], 1)
+    made = gateway.outputs_of(pieces[0].grad_fn)
+    assert [tuple(metadata.shape) for metadata in made] == [(2, 2), (2, 3)]
+    assert {(metadata.dtype, metadata.device) for metadata in made} == {(torch.float64, torch.device("cpu"))}
+
+
+def test_notes_on_a_node_are_found_again_in_the_walk_and_end_with_it():
+    y = leaf(2).exp()
+    gateway.notes_on(y.grad_fn)["mine"] = 1
+    assert [gateway.notes_on(node).get("mine") for node in nodes_below(y.sum().grad_fn)] == [None, 1, None]
+    assert "mine" not in gateway.notes_on(leaf(2).exp().grad_fn)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_an_embedding_tells_whether_its_gradient_is_sparse(sparse):
+    table = nn.Embedding(5, 2, sparse=sparse)
+    node = table(torch.tensor([1])).grad_fn
+    assert gateway.has_sparse_gradient(node) is sparse
+    node_of_sum = table.weight.sum().grad_fn
+    assert gateway.has_sparse_gradient(node_of_sum) is False
+
+
+def test_the_nodes_of_a_function_have_its_type():
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    node = Twice.apply(leaf(2)).grad_fn
+    assert type(node) is gateway.node_type(Twice)
+    assert gateway.operator_of(node) == "Twice"
+
+
+# -- saved tensors -----------------------------------------------------------------------------------------------------
+
+
+class Saving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.exp()
+
+
+SAVING = {"built in": torch.exp, "several": lambda x: torch.cat([x, x]).cumprod(0), "Python": Saving.apply}
+
+
+def touch(tensor):
+    for node in nodes_below(tensor.grad_fn):
+        gateway.touch_saved(node)
+
+
+@pytest.mark.parametrize("how", SAVING)
+def test_a_freed_graph_is_seen_before_it_is_used(how):
+    y = SAVING[how](leaf(3)).sum()
+    touch(y)
+    y.backward()
+    if not gateway.HOOKS_CAN_BE_SEEN and how != "Python":
+        return touch(y)  # before torch 2.9 only a backward tells
+    with pytest.raises(RuntimeError) as raised:
+        touch(y)
+    assert gateway.tells_freed(raised.value)
+    assert not gateway.tells_changed(raised.value)
+
+
+@pytest.mark.parametrize("how", SAVING)
+def test_what_torch_says_of_a_freed_graph_is_understood(how):
+    y = SAVING[how](leaf(3)).sum()
+    y.backward()
+    with pytest.raises(RuntimeError) as raised:
+        y.backward()
+    assert gateway.tells_freed(raised.value)
+
+
+def test_what_torch_says_of_a_change_in_place_is_understood():
+    x = leaf(3).exp()
+    y = x.exp()
+    z = y.sum()
+    with torch.no_grad():
+        y.add_(1)
+    with pytest.raises(RuntimeError) as raised:
+        z.backward()
+    assert gateway.tells_changed(raised.value)
+    assert not gateway.tells_freed(raised.value)
+    if gateway.HOOKS_CAN_BE_SEEN:
+        with pytest.raises(RuntimeError) as raised:
+            touch(z)
+        assert gateway.tells_changed(raised.value)
+
+
+def test_hooks_of_the_user_are_never_run_to_look_at_a_graph():
+    ran = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda packed: ran.append(1) or packed):
+        y = torch.cat([leaf(3).exp(), leaf(3).exp()]).sum()
+    touch(y)
+    assert ran == []
+
+
+def test_what_torch_says_where_a_graph_can_be_used_only_once_is_understood():
+    assert gateway.tells_once(RuntimeError("... was compiled with non-empty donated buffers which requires ..."))
+    assert not gateway.tells_once(RuntimeError("Trying to backward through the graph a second time"))
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_counts_changes_in_place_through_views_too():
+    x = torch.zeros(4)
+    view = x.view(2, 2)
+    before = gateway.version(view.detach())
+    x.add_(1)
+    assert gateway.version(view.detach()) == before + 1
+
+
+def test_views_are_told_from_tensors_with_memory_of_their_own():
+    x = torch.zeros(4)
+    assert gateway.is_view(x[1:])
+    assert not gateway.is_view(x)
+    assert not gateway.is_view(x[1:].clone())
+
+
+def test_post_accumulate_hooks_are_called_once_each_with_the_parameter():
+    parameter, seen = nn.Parameter(torch.zeros(1)), []
+    gateway.call_post_accumulate_hooks(parameter)
+    handles = [parameter.register_post_accumulate_grad_hook(seen.append) for _ in range(2)]
+    gateway.call_post_accumulate_hooks(parameter)
+    assert seen == [parameter, parameter]
+    handles[0].remove()
+    gateway.call_post_accumulate_hooks(parameter)
+    assert len(seen) == 3
+
+
+# -- several ranks -----------------------------------------------------------------------------------------------------
+
+
+def wrapped(rank):
+    """What the gateway says of wrapped models: what each is expected to be stands beside it."""
+    model = DistributedDataParallel(nn.ModuleList([nn.Linear(2, 2)]).append(nn.Linear(2, 2)), static_graph=True)
+    model.module.forward = lambda x: (model.module[0](x), x, model.module[1](x))
+    outputs = model(torch.ones(1, 2))
+    sink = outputs[0].grad_fn
+    found = {
+        "sink": type(sink) is gateway.DDP_SINK,
+        "wrapper": gateway.wrapper_of(sink) is model,
+        "passed on": [gateway.below_sink(outputs[i].grad_fn, outputs[i].output_nr)[0].name() for i in (0, 2)],
+    }
+    with gateway.wrappers_silent([sink]):
+        torch.autograd.grad(outputs[0].sum(), model.module[0].weight, retain_graph=True)
+        found["silent"] = model._static_graph_delay_allreduce_enqueued
+    found["as before"] = not model._static_graph_delay_allreduce_enqueued
+    flat = FullyShardedDataParallel(nn.Linear(2, 2), use_orig_params=False, device_id=torch.device("cpu"))
+    found["flattened"] = [gateway.is_flattened_by_fsdp1(parameter) for parameter in flat.parameters()]
+    found["not flattened"] = [gateway.is_flattened_by_fsdp1(parameter) for parameter in nn.Linear(2, 2).parameters()]
+    return found
+
+
+def lost(rank):
+    """What torch says where a rank does not come."""
+    if rank == 1:
+        return None
+    try:
+        torch.distributed.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        return gateway.tells_lost_rank(error)
+
+
+def test_the_wrappers_of_torch_are_known():
+    found, _ = run_ranks(wrapped, 2)
+    assert found == {
+        "sink": True,
+        "wrapper": True,
+        "passed on": ["AddmmBackward0", "AddmmBackward0"],
+        "silent": True,
+        "as before": True,
+        "flattened": [True],
+        "not flattened": [False, False],
+    }
+
+
+def test_what_torch_says_of_a_lost_rank_is_understood():
+    assert run_ranks(lost, 2)[0] is True
+    assert not gateway.tells_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+# -- compiler, profiler ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_compiled_breaks_the_graph_and_gives_the_same():
+    ran = []
+
+    @gateway.not_compiled
+    def note(x):
+        ran.append(type(x).__name__)  # a tracer would see a stand-in
+        return x + 1
+
+    compiled = torch.compile(lambda x: note(x * 2) * 3, backend="eager")
+    torch.testing.assert_close(compiled(torch.ones(2)), torch.full((2,), 9.0))
+    assert ran == ["Tensor"]
+
+
+def test_the_warning_of_an_operator_without_a_batching_rule_begins_as_we_think():
+    node = nn.functional.scaled_dot_product_attention(*(leaf(1, 2, 4, 8) for _ in range(3)))
+    (query, _), *_ = node.grad_fn.next_functions
+    gradients = torch.ones(2, *node.shape)
+    with pytest.warns(UserWarning, match=f"^{gateway.NO_BATCHING_RULE}"):
+        torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+
+
+def test_a_tree_of_outputs_is_taken_apart():
+    assert gateway.tree_leaves({"a": (1, [2]), "b": 3}) == [1, 2, 3]
+
+
+def test_the_operator_of_the_layer_exists_and_has_a_fake():
+    assert torch.ops.mtopt.combine.default.name() == "mtopt::combine"
+    with torch._subclasses.FakeTensorMode():
+        assert torch.ops.mtopt.combine([torch.ones(2)], None, 0).shape == (2,)
+
+
+def test_a_running_profiler_is_seen():
+    assert not gateway.profiler_runs()
+    with torch.profiler.profile():
+        assert gateway.profiler_runs()
+    assert mtopt  # the operator above is registered by the package
