@@ -1,6 +1,48 @@
-"""Hypothesis settings: no deadline (the machine may be busy), the same examples in every run."""
+"""Hypothesis' settings: no deadline (the machine may be busy), the same examples in every run; and which tests are core."""
+
+from __future__ import annotations
 
 from hypothesis import settings
 
 settings.register_profile("mtopt", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("mtopt")
+
+# Tests of several ranks, of a browser, and of what stands around the core: they need more packages, or more time.
+RANKS = {"faults", "fsdp", "ranks"}
+AROUND = {
+    "benchmark_data",
+    "command",
+    "compare",
+    "compile",
+    "cost_page",
+    "demo",
+    "docs",
+    "docs_frontier",
+    "docs_graddrop",
+    "evidence",
+    "examples",
+    "monitor",
+    "pictures",
+    "project",
+    "scaling",
+    "site",
+    "survey",
+}
+APART = {f"test_{name}.py" for name in RANKS | AROUND}
+
+
+def _only_the_core(config):
+    return config.option.markexpr.split() == ["core"]
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What is not looked at need not be importable: a light install does for the core."""
+    if _only_the_core(config) and collection_path.name in APART:
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name not in APART:
+            item.add_marker("core")

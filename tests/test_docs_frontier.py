@@ -49,7 +49,7 @@ def test_the_walk_of_the_pictures_finds_what_the_library_finds(docs, model):
     drawn = getattr(docs.frontier, model)()
     names = list(drawn.losses)
     graph = LossGraph([edge_of(loss) for loss in drawn.losses.values()])
-    found = {meeting.edge[0]: {names[i] for i in meeting.losses} for meeting in graph.frontier()}
+    found = {meeting.edge[0]: {names[i] for i in meeting.positions} for meeting in graph.frontier()}
     assert found == {node: set().union(*map(drawn.reach.get, above)) for node, above in drawn.frontier.items()}
     assert all(drawn.combined(node) == (len(losses) > 1) for node, losses in found.items())
 
@@ -103,7 +103,7 @@ def test_the_trunk_is_differentiated_once_at_activations_and_once_per_loss_at_pa
 
 
 def test_every_engine_in_the_table_is_one_that_the_library_names():
-    source = "".join((ROOT / "mtopt" / name).read_text(encoding="utf-8") for name in ("engines.py", "parameters.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mtopt" / "_backward").glob("*.py"))
     table = page("frontier.md").partition("| `engine:` |")[2].partition("\n\n")[0]
     engines = [line.split("`")[1].removeprefix("... ") for line in table.splitlines() if line.startswith("| `")]
     assert len(engines) == 7

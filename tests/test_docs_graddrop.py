@@ -18,7 +18,8 @@ from strategies import leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import GradDrop, MultiLossLayer, sign_dropout, sign_purity
-from mtopt._signs import SignSums, draw, kept_shares, pick_positive
+from mtopt._draws import uniform as draw
+from mtopt._signs import SignSums, kept_shares, pick_positive
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs/pictures"
@@ -308,7 +309,7 @@ def test_votes_that_agree_drop_nothing(batch, uniform, turned):
 def test_draws_are_multiples_of_two_to_the_minus_24_whatever_the_dtype(dtype, size):
     sums = SignSums(leaky=False)
     sums.add(torch.ones(size, dtype=dtype), 0.0)
-    for draws in (draw((size,), torch.ones(1, dtype=dtype), None), sums.draw(None)):
+    for draws in (draw(sums.total, None), sums.draw(None)):
         assert draws.dtype == torch.float32
         assert torch.equal(draws * 2**24, (draws * 2**24).round())
         assert ((draws >= 0) & (draws < 1)).all()

@@ -382,6 +382,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR's own, up to torch 2.9
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_stay_linked_also_after_a_load(name):
     rates = []

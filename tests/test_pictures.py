@@ -27,6 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from methods import METHODS
 from torch import nn
 
 import mtopt
@@ -45,14 +46,7 @@ LONG = (
     "$x_1$ and \\alpha",
     "W" * 40,
 )
-ALL_METHODS = sorted(
-    name
-    for name in mtopt.__all__
-    if isinstance(c := getattr(mtopt, name), type)
-    and issubclass(c, mtopt.Transform)
-    and not c.__module__.endswith("base")
-    and name != "ConstantWeights"
-)
+ALL_METHODS = sorted(name for name in METHODS if hasattr(mtopt, name) and name != "ConstantWeights")
 
 
 class Net(nn.Module):

@@ -56,7 +56,7 @@ def test_what_no_host_has_run_yet_says_so(name):
     assert "Unproven until it has run" in text(name)
 
 
-def test_every_supported_python_meets_the_lowest_and_the_newest_torch():
+def test_every_supported_python_meets_the_lowest_torch_that_it_can_have_and_the_newest():
     matrix = yaml.safe_load(text(".github/workflows/tests.yml"))["jobs"]["tests"]["strategy"]["matrix"]
     minors = [int(version.removeprefix("3.")) for version in matrix["python"]]
     assert all(later == minor + 1 for minor, later in pairwise(minors))
@@ -64,6 +64,19 @@ def test_every_supported_python_meets_the_lowest_and_the_newest_torch():
     assert PROJECT["project"]["requires-python"] == f">={matrix['python'][0]}"
     assert PROJECT["project"]["dependencies"] == [f"torch{newest}"]
     assert lowest == newest.replace(">=", "==") + ".*"
+    assert matrix["exclude"] == [{"python": "3.14", "torch": lowest}]
+
+
+def test_linters_have_one_version_each():
+    extras, groups = PROJECT["project"]["optional-dependencies"], PROJECT["dependency-groups"]
+    pinned = {name for name in [*extras["test"], *groups["lint"]] if name.startswith(("ruff", "mypy"))}
+    assert all("==" in name for name in pinned)
+    assert len(pinned) == 2
+
+
+def test_the_hooks_of_a_commit_run_what_ci_runs():
+    hooks = [hook for repo in yaml.safe_load(text(".pre-commit-config.yaml"))["repos"] for hook in repo["hooks"]]
+    assert all(f"\n{' '.join(hook['entry'].split()[:2])}" in text(".ci/run").replace('" ', '"\n') for hook in hooks)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -146,9 +146,9 @@ def test_the_nodes_of_a_function_have_its_type():
         def backward(ctx, gradient):
             return 2 * gradient
 
-    node = Twice.apply(leaf(2)).grad_fn
-    assert type(node) is gateway.node_type(Twice)
-    assert gateway.operator_of(node) == "Twice"
+    made = Twice.apply(leaf(2))
+    assert type(made.grad_fn) is gateway.node_type(Twice)
+    assert gateway.operator_of(made.grad_fn) == "Twice"
 
 
 # -- saved tensors -----------------------------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ def test_a_freed_graph_is_seen_before_it_is_used(how):
     touch(y)
     y.backward()
     if not gateway.HOOKS_CAN_BE_SEEN and how != "Python":
-        return touch(y)  # before torch 2.9 only a backward tells
+        touch(y)  # before torch 2.9 only a backward tells
+        return
     with pytest.raises(RuntimeError) as raised:
         touch(y)
     assert gateway.tells_freed(raised.value)
