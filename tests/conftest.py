@@ -1,4 +1,4 @@
-"""Hypothesis' settings: no deadline (the machine may be busy), the same examples in every run; and which tests are core."""
+"""Hypothesis' settings: no deadline (the machine may be busy), the same examples in every run; which tests are core."""
 
 from __future__ import annotations
 

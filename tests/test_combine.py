@@ -263,3 +263,35 @@ def test_sites_of_other_losses_or_shapes_do_not_go_together(rows):
     torch.testing.assert_close(one, expected[:6].view(3, 2))
     torch.testing.assert_close(two, expected[6:])
     assert torch.equal(alone, rows[3, 0])
+
+
+# -- a transform of one's own, in words --------------------------------------------------------------------------------
+
+
+class Odd(GramianTransform):
+    """Settings that are hard to put in words: one under another name, one that is a tensor, one that holds its owner."""
+
+    def __init__(self, weights=1, matrix=torch.ones(2), owner=None, number=2):  # noqa: B008
+        self.hidden, self.matrix, self.number = weights, matrix, number
+        self.owner = self if owner else None
+
+    def weights(self, gramian, losses):
+        return gramian.new_ones(len(losses))
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda: Odd(3), "Odd(matrix=tensor([1., 1.]))"),
+        (lambda: Odd(matrix=torch.zeros(2), number=5), "Odd(matrix=tensor([0., 0.]), number=5)"),
+        (lambda: Odd(matrix=None), "Odd(matrix=None)"),
+        (lambda: Odd(matrix=None, owner=True), "Odd(matrix=None, owner=...)"),
+    ],
+    ids=["hidden", "tensor", "usual", "itself"],
+)
+def test_a_transform_is_put_in_words_whatever_its_settings(made, text):
+    assert repr(made()) == text
+    w = torch.nn.Parameter(torch.ones(2))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), made(), at="parameters")
+    optimizer.step([w.sum(), w.square().sum()])
+    assert text in optimizer.explain()

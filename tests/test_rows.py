@@ -8,8 +8,10 @@ import pytest
 import torch
 from models import MODELS, Fails
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtopt import GradDrop, GramianTransform, MultiLossOptimizer, per_loss_gradients
+from mtopt import GradDrop, GramianTransform, Losses, MultiLossOptimizer, Site, per_loss_gradients
+from mtopt._backward.parameters import _count_nonzero
 
 
 class UnitRows(GramianTransform):
@@ -229,3 +231,26 @@ def test_inputs_that_require_grad_get_the_plain_sum_at_parameters():
     optimizer.backward(losses)
     torch.testing.assert_close(x.grad, plain)
     torch.testing.assert_close(w.grad, (rows / rows.norm(dim=1, keepdim=True)).sum(0))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often numbers are read from a device, for which it is waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_zeros_are_counted_in_one_read_however_many_parameters_there_are():
+    row = [torch.tensor([0.0, 2.0]), None, torch.zeros(3), torch.ones(2, 2)]
+    reads = []
+    for times in (1, 5):
+        with Reads() as mode:
+            counts = _count_nonzero(row * times, [Site(Losses((0,), 1))])
+        assert counts == [1, 0, 0, 4] * times
+        reads.append(mode.count)
+    assert reads == [1, 1]

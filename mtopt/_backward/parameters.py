@@ -203,8 +203,9 @@ def _combine(backward: Backward, rows: _RowsOfLosses) -> tuple[list[Tensor | Non
 
 def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
     """For each part of a row how many of its numbers are not zero, on all ranks that hold parts of it."""
-    counts = torch.zeros(len(row))
-    for device in {part.device for part in row if part is not None}:  # each is waited for once
+    devices = dict.fromkeys(part.device for part in row if part is not None)
+    counts = torch.zeros(len(row), device=next(iter(devices), None))
+    for device in devices:  # each is waited for once
         here = [i for i, part in enumerate(row) if part is not None and part.device == device]
         counts[here] = torch.stack([row[i].count_nonzero() for i in here]).to(counts)  # type: ignore[union-attr]
     total: list[float] = sites[0].ranks.sum(counts).tolist()

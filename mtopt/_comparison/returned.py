@@ -52,7 +52,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def losses_by_name(losses: object) -> dict[str, Tensor | None]:
-    """The losses by their names, or their places in a list."""
+    """The losses by their names, or their indices in a list."""
     if isinstance(losses, Mapping):
         entries = dict(losses)
     elif isinstance(losses, Sequence) or (isinstance(losses, Tensor) and losses.ndim == 1):

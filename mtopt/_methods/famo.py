@@ -56,7 +56,7 @@ class FAMO(LossWeighting):
         self.min_losses = check_setting(min_losses, "min_losses", check_number)
         self.trained = Trained(0.0, self.lr, self.decay)
         self.before = PerLoss()  # logarithms that wait for `observe`
-        self.step: Losses | None = None  # the last step's losses, without their graph
+        self.latest: Losses | None = None  # the last step's losses, without their graph
 
     def check(self, losses: Losses) -> None:
         for position, above in enumerate(self._above(losses).tolist()):
@@ -69,7 +69,7 @@ class FAMO(LossWeighting):
     def weights(self, losses: Losses) -> Tensor:
         above = self._above(losses)
         self.before.keep(losses, above.log())
-        self.step = replace(losses, scalars=None, scale=None)
+        self.latest = replace(losses, scalars=None, scale=None)
         shares = self.trained.of(losses).softmax(0) / above
         return shares / shares.sum()
 
@@ -87,14 +87,14 @@ class FAMO(LossWeighting):
             RuntimeError: If no step came before.
         """
         n_losses = len(self.before.numbers)
-        if n_losses == 0 or (self.step is None and ranks_of(None).size > 1):
+        if n_losses == 0 or (self.latest is None and ranks_of(None).size > 1):
             raise RuntimeError("`observe` compares with the losses of a step. Call it after one.")
-        step = Losses(tuple(range(n_losses)), n_losses, _names(losses)) if self.step is None else self.step
-        after = self._means(_in_order(losses, step), step)
+        latest = Losses(tuple(range(n_losses)), n_losses, _names(losses)) if self.latest is None else self.latest
+        after = self._means(_in_order(losses, latest), latest)
         fall = self.before.of(after) - self._above(after).log()
         finite = fall.isfinite().tolist()
         self.before.keep(after, torch.full_like(fall, math.nan))
-        fell = [i for i in step.indices if finite[i]]
+        fell = [i for i in latest.indices if finite[i]]
         if fell:
             fall, after = fall[fell], after.only(fell)
             shares = self.trained.of(after).softmax(0)
@@ -104,31 +104,31 @@ class FAMO(LossWeighting):
         bounds = by_loss(self.min_losses, losses, "min_losses", 0.0)
         return losses.values.double() - torch.tensor(bounds, dtype=torch.float64, device=losses.device) + _EPS
 
-    def _means(self, losses: list[Tensor | None], step: Losses) -> Losses:
+    def _means(self, losses: list[Tensor | None], latest: Losses) -> Losses:
         """All losses, each the mean over the ranks that gave it; NaN where none did."""
         given = [i for i, loss in enumerate(losses) if loss is not None]
         values = torch.zeros(len(given), dtype=torch.float64, device=self.before.numbers.device)
         for i, loss in enumerate(loss for loss in losses if loss is not None):
             values[i] = loss.detach().reshape(())
-        means = step.ranks.mean(values, given, len(losses))
-        return replace(step, indices=tuple(range(len(losses))), scalars=tuple(means))
+        means = latest.ranks.mean(values, given, len(losses))
+        return replace(latest, indices=tuple(range(len(losses))), scalars=tuple(means))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "step": None}  # its ranks cannot be pickled
+        return {**self.__dict__, "latest": None}  # its ranks cannot be pickled
 
 
 def _names(losses: LossesLike) -> tuple[str, ...] | None:
     return tuple(losses) if isinstance(losses, Mapping) else None
 
 
-def _in_order(losses: LossesLike, step: Losses) -> list[Tensor | None]:
+def _in_order(losses: LossesLike, latest: Losses) -> list[Tensor | None]:
     """The losses observed, in the order of those of the step."""
     names = _names(losses)
-    if len(losses) != step.n_losses or set(names or ()) != set(step.names or ()):
-        needed = f"{step.n_losses} losses" if step.names is None else list(step.names)
+    if len(losses) != latest.n_losses or set(names or ()) != set(latest.names or ()):
+        needed = f"{latest.n_losses} losses" if latest.names is None else list(latest.names)
         given = f"{len(losses)} losses" if names is None else list(names)
         raise ValueError(f"`losses` must be those of the step, {needed}, but they are {given}.")
-    entries = [losses[name] for name in step.names or ()] if isinstance(losses, Mapping) else list(losses)
+    entries = [losses[name] for name in latest.names or ()] if isinstance(losses, Mapping) else list(losses)
     for i, loss in enumerate(entries):
         if loss is not None and not isinstance(loss, Tensor):
             raise TypeError(f"`losses[{i}]` must be a tensor, but it is {type(loss).__name__}.")

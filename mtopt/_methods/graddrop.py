@@ -186,7 +186,7 @@ class _GradDropStream:
 def _votes_of_all_ranks(signed: Tensor, uniform: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """One all-reduce: what each loss wants on all ranks, rank 0's draws, and whether there are several losses at all.
 
-    A loss may be absent on some ranks, so the votes are by the loss's place in the user's list.
+    A loss may be absent on some ranks, so the votes are by the loss's index.
     """
     votes = signed.new_zeros(site.losses.n_losses, *uniform.shape)
     present = signed.new_zeros(site.losses.n_losses)

@@ -18,24 +18,24 @@ class Window:
     """The last values of each loss, oldest first; NaN is "none yet"."""
 
     def __init__(self, length: int) -> None:
-        self.places = [PerLoss() for _ in range(length)]
+        self.values = [PerLoss() for _ in range(length)]
 
     def push(self, losses: Losses) -> Tensor:
         """Take a step's values in; all that are here then, shape `(window, T)`, float64."""
-        for older, newer in pairwise(self.places):
+        for older, newer in pairwise(self.values):
             older.keep(losses, newer.of(losses))
-        self.places[-1].keep(losses, losses.values)
-        return torch.stack([place.of(losses) for place in self.places])
+        self.values[-1].keep(losses, losses.values)
+        return torch.stack([value.of(losses) for value in self.values])
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: place.state_dict() for name, place in self._named()}
+        return {name: value.state_dict() for name, value in self._named()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, place in self._named():
-            place.load_state_dict(state_dict[name])
+        for name, value in self._named():
+            value.load_state_dict(state_dict[name])
 
     def _named(self) -> Iterator[tuple[str, PerLoss]]:
-        return ((str(i), place) for i, place in enumerate(self.places))
+        return ((str(i), value) for i, value in enumerate(self.values))
 
 
 class SoftAdapt(LossWeighting):
