@@ -184,15 +184,11 @@ def test_the_prose_has_the_numbers_of_the_results(scaling, published):
     text, theory = prose(scaling, PAGE.read_text(encoding="utf-8")), scaling.theory
     most, at_most = published["losses"]["points"][-1]["size"]["losses"], published["losses"]["points"][-1]["methods"]
     ratio = [at_most[method]["ratio"][1] for method in (theory.DROP_ACTIVATIONS, theory.DROP_PARAMETERS)]
-    said = (
-        "With {} losses GradDrop took {} times as long as the plain sum at activations, and {} times as long"
-    )
+    said = "With {} losses GradDrop took {} times as long as the plain sum at activations, and {} times as long"
     assert numbers(said, text) == pytest.approx([most, *ratio], rel=0.005)
 
     base = theory.BASE
-    said = (
-        r"a trunk of {} square linear layers with ReLU, {} wide.* \$T = {}\$ losses, \$P\$ = {} .* \$B = {}\$ exam"
-    )
+    said = r"a trunk of {} square linear layers with ReLU, {} wide.* \$T = {}\$ losses, \$P\$ = {} .* \$B = {}\$ exam"
     expected = [theory.DEPTH, base.width, base.losses, base.parameters, base.batch]
     assert numbers(said, text) == expected
     assert numbers("measured at the last {} sizes", text) == [scaling.page.LAST]
