@@ -185,7 +185,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=list(PARTS), help="one part of the measurements")
     parser.add_argument("--output", type=Path, help="where to write all results as JSON, or to read them from")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --publish writes to")
-    parser.add_argument("--publish", action="store_true", help="measure nothing: make the page of what was measured")
+    parser.add_argument("--publish", action="store_true", help="measure nothing: fill the tables of the page")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the MLP and the toy, T = 2 and 8, 2 rounds, short rows"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCS = ROOT / "docs"
+PAGE = DOCS / "evidence.md"
 PLAIN, SUMS = "plain sum", ("tuned weights", "weight decay")
 pytestmark = pytest.mark.timeout(600)  # the quick form takes half a minute where nothing else runs
 QUICK = {"quick_digits", "quick_helmholtz", "sinusoids"}
@@ -35,11 +37,13 @@ def evidence():
     """The parts that need no module named like one of the tests'."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
+        import blocks_of_a_page
         import problems
         import sinusoids
         from evidence import claims, methods, page, peers, pictures, runs, summary, training, words
 
         yield SimpleNamespace(
+            blocks=blocks_of_a_page,
             claims=claims,
             methods=methods,
             page=page,
@@ -247,16 +251,31 @@ def scores(found, method) -> np.ndarray | None:
     return np.array([run["score"] for run in sorted(runs, key=lambda run: run["seed"])]) if whole else None
 
 
-def verdicts(found, pairs):
-    """Of pairs of a method and another: p, corrected for all of them, and a word."""
-    known = {pair: [scores(found, method) for method in pair] for pair in pairs}
-    known = {pair: both for pair, both in known.items() if all(part is not None for part in both)}
+def words_of(pairs, sign_of):
+    """Of pairs of scores: p, corrected for all of them, and a word."""
+    known = {key: both for key, both in pairs.items() if all(part is not None for part in both)}
     raw = [float(np.allclose(a, b)) if np.ptp(a - b) == 0 else stats.ttest_rel(a, b).pvalue for a, b in known.values()]
-    sign = 1 if found["settings"]["larger_is_better"] else -1
     words = {}
-    for (pair, (a, b)), p in zip(known.items(), holm(raw), strict=True):
-        words[pair] = p, "no difference found" if p >= 0.05 else "better" if sign * (a - b).mean() > 0 else "worse"
+    for (key, (a, b)), p in zip(known.items(), holm(raw), strict=True):
+        better = sign_of(key) * (a - b).mean() > 0
+        words[key] = p, "no difference found" if p >= 0.05 else "better" if better else "worse"
     return words
+
+
+def sign_in(found) -> int:
+    return 1 if found["settings"]["larger_is_better"] else -1
+
+
+def verdicts(found, pairs):
+    """Of pairs of a method and another of one problem."""
+    known = {pair: [scores(found, method) for method in pair] for pair in pairs}
+    return words_of(known, lambda pair: sign_in(found))
+
+
+def of_all_problems(results, pairs):
+    """Of triples of a problem, a method and another, corrected for all of them."""
+    known = {(name, a, b): [scores(results[name], a), scores(results[name], b)] for name, a, b in pairs}
+    return {key[:2]: word for key, (_, word) in words_of(known, lambda key: sign_in(results[key[0]])).items()}
 
 
 def against_plain(found):
@@ -297,7 +316,7 @@ def made_up(evidence, seed, *, larger_is_better=True, shift=0.0):
     return {
         "date": "2026-01-01",
         "command": "none",
-        "machine": {"cores": 1, "cpu": "none"},
+        "machine": {"cores": 1, "cpu": "none", "threads": 1},
         "versions": {"torchjd": "0"},
         "settings": {**settings, "at": "activations", "steps": 10, "trials": 5},
         "noise": 1.0,
@@ -346,23 +365,14 @@ def test_graddrop_behind_a_method_is_compared_with_that_method(evidence):
     assert evidence.claims.with_graddrop(results) == {("a", "PCGrad"): "worse", ("b", "PCGrad"): "better"}
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def flat(text: str) -> str:
-    """Without the ends of lines."""
-    return " ".join(text.split())
-
-
-def section(text: str, title: str) -> str:
-    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+# -- the tables of the page --------------------------------------------------------------------------------------------
 
 
 def rows(text: str) -> list[list[str]]:
-    """Of all tables, without their heads."""
+    """Of a table, without its head."""
     text = text.replace("\N{NO-BREAK SPACE}", " ")
-    found = re.findall(r"^\| (?!---)(.*) \|$", re.sub(r"^\|.*\n(?=\| ---)", "", text, flags=re.MULTILINE), re.MULTILINE)
-    return [[cell.strip() for cell in row.split(" | ")] for row in found]
+    found = re.findall(r"^\| (?!---)(.*) \|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in found[1:]]
 
 
 def number_of(cell: str) -> float:
@@ -373,8 +383,11 @@ def check_problem(text: str, found: dict) -> None:
     """Every row of the table says what scipy makes of the runs."""
     checked, plain = against_plain(found), scores(found, PLAIN)
     table = rows(text)
-    assert [row[0] for row in table] == list(found["methods"])
-    for name, steps, ratio, _, score, difference, p, verdict in table:
+    n = len(found["methods"])
+    assert [row[0] for row in table] == [*found["methods"], f"{PLAIN}, again", *found["refused"]]
+    assert float(table[n][2]) == pytest.approx(found["noise"], abs=0.006)
+    assert all(row[-1].startswith("refused: ") for row in table[n + 1 :])
+    for name, steps, ratio, _, score, difference, p, verdict in table[:n]:
         entry, values = found["methods"][name], scores(found, name)
         assert int(steps.replace(",", "")) == entry["steps"]
         assert float(ratio.replace(",", "")) == pytest.approx(entry["ratio"], rel=0.01, abs=0.006)
@@ -391,69 +404,84 @@ def check_problem(text: str, found: dict) -> None:
             assert "diverged" in verdict
 
 
-def check_answer(evidence, text: str, results: dict) -> None:
-    """The first sentences and the table below them say what other code makes of the runs of all problems."""
-    titles = evidence.words.TITLES
-    claimed = gains_of(results)
-    opening = text.split("\n## ", 1)[0]
-    said = {(row[0], row[1]): row[-1] for row in rows(opening)}
-    assert set(said) == {(titles[problem], method) for problem, method in claimed}
+def overall_of(results: dict) -> set:
+    """What is better than the plain sum, corrected for the tests of all problems at once."""
+    pairs = [(problem, name, PLAIN) for problem, found in results.items() for name in found["methods"] if name != PLAIN]
+    return {pair for pair, word in of_all_problems(results, pairs).items() if word == "better"}
+
+
+def behind_of(results: dict) -> dict:
+    """What GradDrop behind another method does to that method, by problem and method."""
+    pairs = [(p, f"{m}, then GradDrop", m) for m in ("GradNorm", "PCGrad", "MGDA") for p in results]
+    words = of_all_problems(results, pairs)
+    return {(problem, name.split(", ")[0]): word for (problem, name), word in words.items()}
+
+
+def check_tables(evidence, tables: dict, results: dict) -> None:
+    """The tables on each problem, and those on all of them, say what other code makes of the runs."""
+    titles, short = evidence.words.TITLES, {"no difference found": "·"}
+    for name, found in results.items():
+        check_problem(tables[name], found)
+    claimed, overall = gains_of(results), overall_of(results)
+    gained = {(row[0], row[1]): row for row in rows(tables["better"])}
+    assert set(gained) == {(titles[problem], method) for problem, method in claimed}
     for (problem, method), beats in claimed.items():
-        assert (said[titles[problem], method] == "better") == beats
-    sentences = flat(opening)
-    assert ("No: none of the methods tried was better" in sentences) == (not claimed)
-    if claimed:
-        problems, n, beating = {problem for problem, _ in claimed}, len(claimed), sum(claimed.values())
-        assert f"On {len(problems)} of {len(results)} problems some method was better" in sentences
-        assert f"{'All' if beating == n else f'{beating or None} of these'} {n} also beat" in sentences
-        edges = {problem for problem in problems if results[problem]["methods"][PLAIN]["at_edge"]}
-        assert ("was at the edge of those tried on" in sentences) == bool(edges)
-    forms = [word for found in results.values() for name, (_, word) in against_plain(found).items() if is_form(name)]
-    (counts,) = re.findall(r"GradDrop itself, in .*?: (.*?)[.(]", sentences)
-    for word in ("better", "worse", "no difference found"):
-        assert (f"{word} in {forms.count(word)}" in counts) == (word in forms)
+        row = gained[titles[problem], method]
+        assert (row[-1] == "better") == beats
+        assert (row[4] == "better") == ((problem, method) in overall)
+    grid = {re.sub(r"^\[(\w+)\].*", r"\1", row[0]): row[1:] for row in rows(tables["all"])}
+    for place, found in enumerate(results.values()):
+        words = {name: word for name, (_, word) in against_plain(found).items()}
+        words |= {name: "diverged" for name in found["methods"] if name not in words}
+        assert all(grid[name][place] == short.get(word, word) for name, word in words.items() if name != PLAIN)
+        assert all(not row[place] for name, row in grid.items() if name not in words)
+    behind = {row[0]: row[1:] for row in rows(tables["behind"])}
+    known = behind_of(results)
+    for method, row in behind.items():
+        words = [known.get((problem, method), "") for problem in results]
+        assert row == [short.get(word, word) for word in words]
 
 
-def is_form(name: str) -> bool:
-    return name.split(",")[0] == "GradDrop"
+def without_sinusoids(results: dict) -> dict:
+    return {name: found for name, found in results.items() if name != "sinusoids"}
 
 
-def test_the_page_of_the_quick_form_says_what_was_measured(evidence, quick, tmp_path):
+def test_tables_and_pictures_of_the_quick_form_say_what_was_measured(evidence, quick, tmp_path):
     assert set(quick.results) == QUICK
     results = evidence.page.read(quick.folder / "quick")
-    evidence.page.publish(results, tmp_path)
-    text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
-    assert text == evidence.page.page(results)
-    assert {path.stem for path in (tmp_path / "evidence").iterdir()} == QUICK
-    problems = {name: found for name, found in results.items() if name != "sinusoids"}
-    check_answer(evidence, text, problems)
-    for name, found in problems.items():
-        check_problem(section(text, evidence.words.TITLES[name]), found)
-        check_picture(evidence, tmp_path / f"evidence/{name}.svg", found)
-    assert "Not run: Multi-Fashion, Multi-Fashion-MNIST, Yeast, Census-Income," in flat(text)
+    check_tables(evidence, evidence.page.tables(results), without_sinusoids(results))
+    evidence.page.draw(results, tmp_path / "pictures")
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == QUICK
+    for name, found in without_sinusoids(results).items():
+        check_picture(evidence, tmp_path / f"pictures/{name}.svg", found)
+
+
+def test_results_of_the_quick_form_are_not_published(evidence, quick, tmp_path):
+    copy = Path(shutil.copy(PAGE, tmp_path))
+    with pytest.raises(ValueError, match="The page has no place for: quick_digits, quick_helmholtz"):
+        evidence.page.publish(evidence.page.read(quick.folder / "quick"), tmp_path)
+    assert copy.read_bytes() == PAGE.read_bytes()
+    assert list(tmp_path.iterdir()) == [copy]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_page_of_made_up_results_says_what_other_code_finds(evidence, seed):
+def test_the_tables_of_made_up_results_say_what_other_code_finds(evidence, seed):
     names = ("helmholtz", "yeast", "census")
     results = {name: made_up(evidence, 10 * seed + i, larger_is_better=i > 0) for i, name in enumerate(names)}
-    text = evidence.page.page(results)
-    check_answer(evidence, text, results)
-    for name, found in results.items():
-        check_problem(section(text, evidence.words.TITLES[name]), found)
-    assert r"- CAGrad: ValueError: it \| would not" in text
+    tables = evidence.page.tables(results)
+    check_tables(evidence, tables, results)
+    assert rows(tables["yeast"])[-1] == ["CAGrad", *[""] * 6, r"refused: ValueError: it \| would not"]
 
 
-def test_the_committed_page_is_what_the_committed_results_give(evidence, published):
-    assert (DOCS / "evidence.md").read_text(encoding="utf-8") == evidence.page.page(published)
+def test_the_committed_tables_are_what_the_committed_results_give(evidence, published):
+    page = PAGE.read_text(encoding="utf-8")
+    assert evidence.blocks.blocks_of(page) == evidence.page.tables(published)
+    assert evidence.blocks.filled(page, evidence.page.tables(published)) == page
 
 
-def test_the_committed_page_says_what_other_code_finds(evidence, published):
-    text = (DOCS / "evidence.md").read_text(encoding="utf-8")
-    problems = {name: found for name, found in published.items() if name != "sinusoids"}
-    check_answer(evidence, text, problems)
-    for name, found in problems.items():
-        check_problem(section(text, evidence.words.TITLES[name]), found)
+def test_the_committed_tables_say_what_other_code_finds(evidence, published):
+    tables = evidence.blocks.blocks_of(PAGE.read_text(encoding="utf-8"))
+    check_tables(evidence, tables, without_sinusoids(published))
 
 
 def test_the_committed_results_are_of_the_problems_as_they_are(evidence, published):
@@ -470,10 +498,11 @@ def test_the_committed_results_are_of_the_problems_as_they_are(evidence, publish
         assert len(found["seeds"]) >= problem.seeds
 
 
-def test_another_score_gives_another_page(evidence, published):
+def test_another_date_gives_another_table(evidence, published):
     changed = json.loads(json.dumps(published))
     next(iter(changed.values()))["date"] = "2001-01-01T00:00:00"
-    assert evidence.page.page(changed) != evidence.page.page(published)
+    before, after = evidence.page.tables(published), evidence.page.tables(changed)
+    assert {name for name in before if before[name] != after[name]} == {"runs"}
 
 
 def test_without_results_nothing_is_published(evidence, tmp_path):
@@ -499,7 +528,7 @@ def test_data_that_is_missing_is_named_before_anything_is_run(tmp_path):
 
 def test_the_shares_are_on_the_page_with_wilsons_intervals(evidence, published):
     found = published["sinusoids"]
-    text = section((DOCS / "evidence.md").read_text(encoding="utf-8"), "Sinusoids")
+    text = evidence.blocks.blocks_of(PAGE.read_text(encoding="utf-8"))["sinusoids"]
     table = {row[0]: row[1:] for row in rows(text)}
     for place, rates in enumerate(found["rates"].values()):
         for name, rate in rates.items():
@@ -520,15 +549,161 @@ def test_with_equal_steps_a_peer_without_draws_gives_our_score(quick, published)
                 assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.01), (found["name"], method)
 
 
-@pytest.mark.parametrize("which", ["quick", "published"])
-def test_every_cell_where_a_peer_is_faster_is_named(evidence, quick, published, which):
-    results = quick.results if which == "quick" else published
-    text = flat(section(evidence.page.page(results), "Peers"))
-    (said,) = re.findall(r"The peer's step was faster in (.*?\.) MB is", text)
-    for name, found in results.items():
-        for method, sides in found.get("peers", {}).items():
-            slower = sides["mtopt"]["ratio"] > sides["peer"]["ratio"]
-            assert (f"{method} on {evidence.words.TITLES[name]} (" in said) == slower
+# -- the prose, which is written by hand -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prose(evidence):
+    """Without the ends of lines."""
+    return " ".join(evidence.blocks.BLOCK.sub("", PAGE.read_text(encoding="utf-8")).split())
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """What stands in the text in place of each {}."""
+    (found,) = re.findall(pattern.replace("{}", r"([\d.,]*\d)"), text)
+    return [float(number.replace(",", "")) for number in ([found] if isinstance(found, str) else found)]
+
+
+def listed(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counts(words: list[str]) -> list[int]:
+    return [words.count(word) for word in ("better", "worse", "no difference found")]
+
+
+def test_the_answer_has_the_counts_of_the_results(evidence, published, prose):
+    results, titles = without_sinusoids(published), evidence.words.TITLES
+    claimed = gains_of(results)
+    by_problem = {name: [method for problem, method in claimed if problem == name] for name, _ in claimed}
+    where = [f"{listed(methods)} on {titles[name]}" for name, methods in by_problem.items()]
+    assert f"corrected for the methods tried on a problem): {', and '.join(where)}." in prose
+    assert numbers("On {} of {} problems some method was then better", prose) == [len(by_problem), len(results)]
+
+    words = {(p, m): word for p, found in results.items() for m, (_, word) in against_plain(found).items()}
+    tested = [word for (_, method), word in words.items() if method not in SUMS]
+    said = "there were {} pairs of .* better in {}, worse in {}, and no difference was found in {}. GradDrop itself"
+    assert numbers(said, prose) == [len(tested), *counts(tested)]
+    forms = {pair: word for pair, word in words.items() if pair[1].split(",")[0] == "GradDrop"}
+    better, *others = counts(list(forms.values()))
+    assert (better, "GradDrop itself was better nowhere" in prose) == (0, True)
+    said = "In {} pairs of one of its forms and a problem, it was worse in {}, and no difference was found in {}"
+    assert numbers(said, prose) == [len(forms), *others]
+    all_three = {("yeast", form) for form in ("GradDrop", "GradDrop, marginalized", "GradDrop, at parameters")}
+    two = {("multi_fashion_mnist", form) for form in ("GradDrop, marginalized", "GradDrop, at parameters")}
+    assert {pair for pair, word in forms.items() if word == "worse"} == all_three | two
+    assert "worse in all three forms on Yeast, and marginalized and at parameters on Multi-Fashion-MNIST." in prose
+
+
+def test_what_the_answer_says_of_tuned_sums_is_so(published, prose):
+    results = without_sinusoids(published)
+    claimed, overall = gains_of(results), overall_of(results)
+    beating = {pair for pair, beats in claimed.items() if beats}
+    said = "So the {} gains were .* {} of the {} also beat that one, all of them on Helmholtz. The same {} hold if p"
+    assert numbers(said, prose) == [len(claimed), len(beating), len(claimed), len(beating)]
+    assert beating == {pair for pair in claimed if pair in overall}
+    assert {problem for problem, _ in beating} == {"helmholtz"}
+    assert ("ReLoBRaLo's gain on Yeast passes neither" in prose) == (set(claimed) - beating == {("yeast", "ReLoBRaLo")})
+    edges = [name for name, found in results.items() if found["methods"][PLAIN]["at_edge"]]
+    assert edges == ["helmholtz"]
+    assert "On Helmholtz the plain sum's best learning rate was at the edge of those tried" in prose
+    assert "The plain sum's is at the edge on 1 of 7 problems, Helmholtz." in prose
+
+
+def test_what_is_said_of_graddrop_behind_others_is_so(published, prose):
+    better, worse, none = counts(list(behind_of(without_sinusoids(published)).values()))
+    said = "it was better in {} of {} pairs, worse in {}, and no difference was found in {}:"
+    assert numbers(said, prose) == [better, better + worse + none, worse, none]
+
+
+def test_the_text_on_each_problem_has_its_settings_and_what_its_picture_shows(evidence, published):
+    page = PAGE.read_text(encoding="utf-8")
+    for name, found in without_sinusoids(published).items():
+        section = page.split(f"\n## {evidence.words.TITLES[name]}\n", 1)[1].split("\n## ", 1)[0]
+        text, settings = " ".join(section.split()), found["settings"]
+        words = counts([word for _, word in against_plain(found).values()])
+        assert numbers("The {} losses", text) == [len(settings["tasks"])]
+        assert f" meet at {settings['at']}." in text
+        said = re.search(r"The score is the (.+) over (\d+) seeds: (\w+) is better\.", text)
+        better = "larger" if settings["larger_is_better"] else "smaller"
+        assert said.groups() == (settings["metric"], str(len(found["seeds"])), better)
+        said = r"!\[The differences of (\d+) methods .* (\w+) (?:is|are) better.* (\w+) (?:is|are) worse.* for (\d+)\."
+        seen = [{"None": 0, "none": 0}.get(word, word) for word in re.search(said, text).groups()]
+        assert [int(word) for word in seen] == [sum(words), *words]
+        (worst, low, *_), *_, (best, high, *_) = evidence.pictures.differences(found)
+        assert f"The worst is {worst} ({low:+.4f}), the best {best} ({high:+.4f}).](evidence/{name}.svg)" in text
+
+
+def test_the_text_on_sinusoids_has_the_shares(evidence, published, prose):
+    found = published["sinusoids"]
+    times = [rates["GradDrop"]["reached"] / rates[PLAIN]["reached"] for rates in found["rates"].values()]
+    said = r"{} times as often as the plain sum \(golden ratio\), {} times \(1/4 to 4\) and {} times \(1 to 3\)"
+    assert numbers(said, prose) == pytest.approx(times, abs=0.05)
+    for family, rates in found["rates"].items():
+        shares = (f"{name} {rate['reached'] / found['settings']['starts']:.1%}" for name, rate in rates.items())
+        assert f"Frequencies {family}: {', '.join(shares).replace('%', ' %')}." in prose
+        assert rates["Random GradDrop"]["reached"] > rates["GradDrop"]["reached"]
+    settings = found["settings"]
+    said = "takes {} steps from each of {} starts, which are drawn within {} of .* how many end within {} of it"
+    assert numbers(said, prose) == [settings[key] for key in ("steps", "starts", "range", "near")]
+
+
+def cells_named(text: str, methods: list[str], titles: list[str]) -> set[tuple[str, str]]:
+    """As "with A and B on X; and with C on all three problems" names them."""
+    found = set()
+    for clause in text.split(";"):
+        what, where = clause.split(" on ")
+        named = [title for title in titles if title in where or "all three problems" in where]
+        found |= {(title, method) for title in named for method in methods if method in what}
+    return found
+
+
+def test_the_text_on_peers_names_every_cell_where_one_is_ahead(evidence, published, prose):
+    titles = evidence.words.TITLES
+    cells = {(name, m): sides for name, found in published.items() for m, sides in found.get("peers", {}).items()}
+    pairs = [list(dict.fromkeys(part)) for part in zip(*cells, strict=True)]
+    names = {"methods": pairs[1], "titles": [titles[name] for name in pairs[0]]}
+
+    def by_seed(side):
+        return np.array([run["score"] for run in sorted(side["runs"], key=lambda run: run["seed"])])
+
+    def compared(side):
+        both = {key: [by_seed(sides["mtopt"]), by_seed(sides[side])] for key, sides in cells.items()}
+        return {key: word for key, (_, word) in words_of(both, lambda key: sign_in(published[key[0]])).items()}
+
+    in_time, at_once = compared("peer, equal time"), compared("peer")
+    ahead = {
+        "The peer's step was faster in": {k for k, s in cells.items() if s["mtopt"]["ratio"] > s["peer"]["ratio"]},
+        "The peer's peak was lower in": {k for k, s in cells.items() if s["mtopt"]["peak"] > s["peer"]["peak"]},
+    }
+    for start, keys in ahead.items():
+        ((n, total, where),) = re.findall(rf"{start} (\d+) of (\d+) cells: (.*?)\.", prose)
+        assert (int(n), int(total)) == (len(keys), len(cells))
+        assert cells_named(where, **names) == {(titles[name], method) for name, method in keys}
+    for who, word in (("mtopt", "better"), ("The peer", "worse")):
+        (where,) = re.findall(rf"\. {who} was better (with .*?)\.", prose)
+        keys = {(titles[name], method) for (name, method), found in in_time.items() if found == word}
+        assert cells_named(where, **names) == keys
+    differing = [key for key, word in at_once.items() if word != "no difference found"]
+    said = "With equal steps the scores .* in {} of {} cells. With equal time mtopt was better in {} of {} cells"
+    better, worse, none = counts(list(in_time.values()))
+    assert numbers(f"{said}, worse in {{}}, and no difference was found in {{}}", prose) == [
+        *(len(differing), len(cells)),
+        *(better, len(cells), worse, none),
+    ]
+
+
+def test_the_text_on_how_it_was_made_has_the_settings(evidence, published, prose):
+    results, methods = without_sinusoids(published), evidence.methods
+    trials = {found["settings"]["trials"] for found in results.values()}
+    assert trials == set(numbers("Each method had {} trials", prose))
+    said = "draws weights between 1/{} and {}, and with `weight decay` it draws AdamW's between {} and {}\\."
+    assert numbers(said, prose) == [methods.WEIGHTS, methods.WEIGHTS, *methods.DECAYS]
+    plain = [found["peers"][PLAIN] for found in results.values() if PLAIN in found["peers"]]
+    by_hand = [sides["mtopt"]["ratio"] / sides["peer"]["ratio"] for sides in plain]
+    said = r"Its step took {} times \(Multi-Fashion\), {} times \(Yeast\) and {} times \(Census-Income\) as long"
+    assert numbers(said, prose) == pytest.approx(by_hand, abs=0.006)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/scaling.json"
+PAGE = ROOT / "docs/scaling.md"
 SWEEPS = ("losses", "parameters", "batch")
 
 
@@ -23,9 +25,17 @@ SWEEPS = ("losses", "parameters", "batch")
 def scaling(monkeypatch):
     """The parts of the benchmark that measure nothing; those that do would import modules named like the tests'."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import blocks_of_a_page
     from scaling import calculation, page, pictures, theory, traffic
 
-    return SimpleNamespace(calculation=calculation, page=page, pictures=pictures, theory=theory, traffic=traffic)
+    return SimpleNamespace(
+        blocks=blocks_of_a_page,
+        calculation=calculation,
+        page=page,
+        pictures=pictures,
+        theory=theory,
+        traffic=traffic,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +150,89 @@ def test_the_plain_sum_takes_six_operations_per_parameter_and_token(scaling):
 # -- what is published -------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_what_the_results_give(scaling, published):
-    assert (ROOT / "docs/scaling.md").read_text(encoding="utf-8") == scaling.page.page(published)
+def test_the_tables_of_the_page_are_what_the_results_give(scaling, published):
+    page = PAGE.read_text(encoding="utf-8")
+    assert scaling.blocks.blocks_of(page) == scaling.page.tables(published)
+    assert scaling.blocks.filled(page, scaling.page.tables(published)) == page
 
 
-def test_another_number_gives_another_page(scaling, published):
-    published = json.loads(json.dumps(published))
-    published["batch"]["points"][0]["methods"]["GradDrop at activations"]["ratio"][1] += 1
-    assert scaling.page.page(published) != (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+def test_another_number_gives_another_table(scaling, published):
+    changed = json.loads(json.dumps(published))
+    changed["batch"]["points"][0]["methods"]["GradDrop at activations"]["ratio"][1] += 1
+    before, after = scaling.page.tables(published), scaling.page.tables(changed)
+    assert {name for name in before if before[name] != after[name]} == {"batch"}
 
 
 def test_results_that_lack_a_part_are_not_published(scaling, published, tmp_path):
     with pytest.raises(ValueError, match="`results` lack ranks"):
         scaling.page.publish({name: published[name] for name in SWEEPS}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def prose(scaling, page: str) -> str:
+    """What is written by hand, without the ends of lines."""
+    return " ".join(scaling.blocks.BLOCK.sub("", page).split())
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """What stands in the text in place of each {}."""
+    (found,) = re.findall(pattern.replace("{}", r"([\d.,]*\d)"), text)
+    return [float(number.replace(",", "")) for number in ([found] if isinstance(found, str) else found)]
+
+
+def test_the_prose_has_the_numbers_of_the_results(scaling, published):
+    text, theory = prose(scaling, PAGE.read_text(encoding="utf-8")), scaling.theory
+    most, at_most = published["losses"]["points"][-1]["size"]["losses"], published["losses"]["points"][-1]["methods"]
+    ratio = [at_most[method]["ratio"][1] for method in (theory.DROP_ACTIVATIONS, theory.DROP_PARAMETERS)]
+    said = "With {} losses GradDrop took {} times as long as the plain sum at activations, and {} times as long"
+    assert numbers(said, text) == pytest.approx([most, *ratio], rel=0.005)
+
+    base = theory.BASE
+    said = r"a trunk of {} square linear layers with ReLU, {} wide.* \$T = {}\$ losses, \$P\$ = {} .* \$B = {}\$ exam"
+    expected = [theory.DEPTH, base.width, base.losses, base.parameters, base.batch]
+    assert numbers(said, text) == expected
+    assert numbers("measured at the last {} sizes", text) == [scaling.page.LAST]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_text_in_place_of_a_picture_has_the_ends_of_its_lines(scaling, published, name):
+    theory = scaling.theory
+    methods = theory.DROP_ACTIVATIONS, theory.DROP_PARAMETERS, theory.TORCHJD, theory.SEPARATE
+    first, last = (published[name]["points"][i] for i in (0, -1))
+    ends = [end["methods"][method]["ratio"][1] for method in methods for end in (first, last)]
+    said = r"axes, from {} to {} \w+\. .*" + ".* ".join(f"{method} from {{}} to {{}}" for method in methods)
+    (picture,) = re.findall(rf"!\[(.*)\]\(scaling/{name}\.svg\)", PAGE.read_text(encoding="utf-8"))
+    xs = scaling.page.xs_of(name, published[name])
+    assert numbers(said, picture) == pytest.approx([xs[0], xs[-1], *ends], rel=0.005)
+
+
+def test_the_text_on_ranks_has_the_numbers_of_the_results(scaling, published):
+    text, last = prose(scaling, PAGE.read_text(encoding="utf-8")), published["ranks"]["points"][-1]
+    ratio = {(row["method"], row["wrapper"]): row["ratio"][1] for row in last["methods"]}
+    methods = scaling.traffic.MARGINALIZED, scaling.theory.DROP_PARAMETERS
+    expected = [last["ranks"], *(ratio[method, wrapper] for wrapper in ("DDP", "FSDP2") for method in methods)]
+    said = f"On {{}} ranks under DDP, {methods[0]}, takes {{}} times as long, and {methods[1]} {{}} times; under FSDP2 "
+    assert numbers(f"{said}they take {{}} and {{}} times as long", text) == pytest.approx(expected, rel=0.005)
+    said = "on one machine of {} cores.* each of {} ranks hands to.* come {} bytes, with which.* a checksum of {} bytes"
+    known = [published["ranks"]["machine"]["cores"], last["ranks"], scaling.traffic.FACTS, scaling.traffic.CHECKSUM]
+    assert numbers(said, text) == known
+
+
+def test_the_text_on_a_billion_parameters_has_the_assumptions(scaling):
+    text, a, known = prose(scaling, PAGE.read_text(encoding="utf-8")), scaling.calculation.Assumptions(), {}
+    known[r"a trunk of \$N\$ = {} parameters.* width \$d\$ = {}\."] = [a.parameters, a.width]
+    known[r"There are \$T = {}\$ losses and \$R = {}\$ GPUs"] = [a.losses, a.gpus]
+    known[r"of its own: {} sequences of {} tokens, so \$D\$ = {} tokens"] = [a.sequences, a.length, a.tokens]
+    known["{} TFLOP/s, moves {} TB/s in"] = [a.flops / 1e12, a.memory / 1e12]
+    known["sends {} GB/s to .* call takes {} µs"] = [a.network / 1e9, 1e6 * a.latency]
+    cost = scaling.calculation
+    bytes_ = [cost.MARGINAL_ROW, cost.MARGINAL_ONCE, cost.GRAMIAN_ROW, cost.GRAMIAN_ONCE]
+    known["the result: {} and {} for GradDrop, {} and {} for UPGrad"] = bytes_
+    joint, by_token = (scaling.traffic.decision(a.losses, n) for n in (a.width, a.length * a.width))
+    said = "each of the {} features, and {} kB in an all-reduce.* each feature, and {} MB"
+    known[said] = [a.width, joint / 1e3, by_token / 1e6]
+    for pattern, expected in known.items():
+        assert numbers(pattern, text) == pytest.approx(expected, rel=0.005), pattern
 
 
 @pytest.mark.parametrize("name", [*SWEEPS, "ranks"])
@@ -187,8 +267,11 @@ def drawn_lines(path: Path) -> dict[tuple[int, str], np.ndarray]:
 
 
 def test_a_page_and_its_pictures_can_be_made_of_the_quick_form(scaling, quick, tmp_path):
+    page = Path(shutil.copy(PAGE, tmp_path))
     scaling.page.publish(quick, tmp_path)
-    assert (tmp_path / "scaling.md").read_text(encoding="utf-8") == scaling.page.page(quick)
+    found = page.read_text(encoding="utf-8")
+    assert scaling.blocks.blocks_of(found) == scaling.page.tables(quick)
+    assert prose(scaling, found) == prose(scaling, PAGE.read_text(encoding="utf-8"))
     assert {path.stem for path in (tmp_path / "scaling").iterdir()} == {*SWEEPS, "ranks"}
     lines = drawn_lines(tmp_path / "scaling/losses.svg")
     assert all((np.diff(points[:, 0]) > 0).all() for points in lines.values())

@@ -1,4 +1,4 @@
-"""The command: `python benchmarks/evidence`. Says what is done, writes a file of results per problem, and the page."""
+"""The command: `python benchmarks/evidence`. Says what is done, writes results, fills the page's tables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="tiny problems that need no fetching: a trial, no evidence"
     )
     parser.add_argument("--docs", type=Path, default=BENCHMARKS.parent / "docs", help="where --publish writes to")
-    parser.add_argument("--publish", action="store_true", help="run nothing: make the page of what there is")
+    parser.add_argument("--publish", action="store_true", help="run nothing: fill the tables of the page")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = args.results or (args.folder / "quick" if args.quick else BENCHMARKS / "results")

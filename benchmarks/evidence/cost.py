@@ -10,10 +10,9 @@ from cells import Sample
 from measure import Series, interleave, quartiles
 from problems.base import Problem
 
-from .methods import PLAIN, Setting, methods_of
+from .methods import AGAIN, PLAIN, Setting, methods_of
 from .training import FAILURES, MakeUpdate, Training, ours
 
-AGAIN = "plain sum, again"  # how far its ratio is from 1 is the noise
 BUDGET = 20.0  # seconds for one method
 
 Costs = dict[str, dict[str, float]]  # by method: `ms` of a step, and its `ratio` to the plain sum's

@@ -16,6 +16,7 @@ from mtopt import GradDrop, RowTransform, Site, Transform
 from mtopt._draws import Draws
 
 PLAIN = "plain sum"
+AGAIN = "plain sum, again"  # how far its ratio is from 1 is the noise
 TRUNK = "trunk"  # the site `model.trunk`
 TRIALS = 5
 WEIGHTS = 10.0  # tuned weights are drawn between 1 / this and this

@@ -17,8 +17,8 @@ from problems.base import Problem
 import mtopt
 
 from . import peers
-from .cost import AGAIN, costs_of, measured
-from .methods import PLAIN, TRIALS, Setting, at_edge, methods_of, settings_of
+from .cost import costs_of, measured
+from .methods import AGAIN, PLAIN, TRIALS, Setting, at_edge, methods_of, settings_of
 from .runs import TUNING_SEED, Finished, Job, best, equal_steps
 from .summary import by_task, summarize
 from .training import Record

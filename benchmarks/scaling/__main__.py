@@ -1,4 +1,4 @@
-"""How the cost of a step grows with losses, parameters, batch and ranks. Measures it, and makes docs/scaling.md."""
+"""How the cost of a step grows with losses, parameters, batch and ranks: measures it, fills docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from markdown_tables import three
 from report import about
 from rich.console import Console
 from rich.table import Table
 
 from scaling import processes, sweeps
 from scaling.page import publish
-from scaling.tables import three
 from scaling.theory import BASE, SWEEPS, Size
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON to add to; if not --quick, benchmarks/results/scaling.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --publish writes to")
     parser.add_argument("--quick", action="store_true", help="a smoke test: small sizes, 3 rounds, 1 and 2 ranks")
-    parser.add_argument("--publish", action="store_true", help="measure nothing: make the page of what was measured")
+    parser.add_argument("--publish", action="store_true", help="measure nothing: fill the tables of the page")
     args = parser.parse_args()
     if args.quick:
         args.repeats, args.budget = 3, 0.5

@@ -1,14 +1,19 @@
-"""Numbers and tables as the page shows them. Knows none of them."""
+"""Numbers and tables as a page shows them. Knows none of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+WITHIN = re.compile(r"(?<=\d) (?=ms|MB|±)|(?<=±) (?=\d)|(?<=<) (?=\d)|(?<=T) (?==)|(?<==) (?=\d)")
+UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: bool = True) -> str:
-    """A Markdown table; columns of numbers, all but the first, are set right."""
+    """A Markdown table that breaks no number from its unit; columns of numbers, all but the first, are set right."""
     rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (head, rule, *rows))
+    lines = ("| " + " | ".join(str(cell) for cell in row) + " |" for row in (head, rule, *rows))
+    return "\n".join(WITHIN.sub(UNBROKEN, line) for line in lines)
 
 
 def three(number: float) -> str:
