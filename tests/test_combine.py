@@ -269,7 +269,7 @@ def test_sites_of_other_losses_or_shapes_do_not_go_together(rows):
 
 
 class Odd(GramianTransform):
-    """Settings that are hard to put in words: one under another name, one that is a tensor, one that holds its owner."""
+    """Settings hard to put in words: one under another name, one that is a tensor, one that holds its owner."""
 
     def __init__(self, weights=1, matrix=torch.ones(2), owner=None, number=2):  # noqa: B008
         self.hidden, self.matrix, self.number = weights, matrix, number

@@ -1,16 +1,16 @@
 r"""The autograd graph below a list of losses: which losses reach which node. Runs nothing, keeps nothing.
 
-    loss 0    loss 1    loss 2        `reach` of a node is a bit mask of the losses above it: 001, 010, 100 here.
-      |          |        |
-     001        010      100          exclusive: one bit. Such a node belongs to one loss, which may free it.
-       \        /         |
-     ---\------/----------|----       The frontier is the edges that lead from exclusive nodes into shared ones; those
-         011              |           of one shared node's input make a `Meeting`. A loss that is itself shared (a sum
-           \             /            of others) is a `root` of its meeting, not an entry.
-     -------\-----------/-----
-               111                    shared: two bits or more. An edge is (node, number of its output).
-                |
-           AccumulateGrad             a leaf, exclusive or shared as any node is
+loss 0    loss 1    loss 2        `reach` of a node is a bit mask of the losses above it: 001, 010, 100 here.
+  |          |        |
+ 001        010      100          exclusive: one bit. Such a node belongs to one loss, which may free it.
+   \        /         |
+ ---\------/----------|----       The frontier is the edges that lead from exclusive nodes into shared ones; those
+     011              |           of one shared node's input make a `Meeting`. A loss that is itself shared (a sum
+       \             /            of others) is a `root` of its meeting, not an entry.
+ -------\-----------/-----
+           111                    shared: two bits or more. An edge is (node, number of its output).
+            |
+       AccumulateGrad             a leaf, exclusive or shared as any node is
 """
 
 from __future__ import annotations
