@@ -8,7 +8,7 @@ settings.register_profile("mtopt", deadline=None, derandomize=True, max_examples
 settings.load_profile("mtopt")
 
 # Tests of several ranks, of a browser, and of what stands around the core: they need more packages, or more time.
-RANKS = {"faults", "fsdp", "ranks"}
+RANKS = {"faults", "fsdp", "ranks", "resume"}
 AROUND = {
     "benchmark_data",
     "command",

@@ -93,7 +93,10 @@ def unchecked():
 
 
 HIDDEN = "never meet at one tensor|The module named by `at` made nothing that the `losses` depend on"
-TWICE = r"use_reentrant=True.*incompatible with \.grad|only allowed to backward once on any region computed under sele"
+TWICE = (  # in the words of torch since 2.9, and before
+    r"use_reentrant=True.*incompatible with \.grad|only allowed to backward once on any region computed under sele"
+    r"|Recomputed values for the following tensors have different metadata"
+)
 
 
 def refusal(site, region, kind):

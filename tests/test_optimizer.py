@@ -109,6 +109,7 @@ def variant(request) -> str:
 # -- the inner optimizer is what steps --
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # LBFGS itself does so in torch 2.8
 def test_without_transforms_it_is_the_inner_optimizer_bit_for_bit(variant):
     net, batches, inner, _ = make(variant)
     train(net, batches, inner, plain=True)

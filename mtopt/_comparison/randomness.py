@@ -59,7 +59,7 @@ def _present_state() -> Callable[[], None]:
 
 
 def _state_of_device() -> Callable[[], None]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return lambda: None
     module = torch.get_device_module(accelerator)  # untested: no GPU at hand
