@@ -83,7 +83,7 @@ class MultiLossOptimizer(Optimizer):
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
         self.batching = Batching(check_chunk_size(chunk_size))
-        self._memory: dict[str, Any] = {"explanation": None}
+        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "told": set()}
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
         if isinstance(self.at, str):
@@ -124,7 +124,16 @@ class MultiLossOptimizer(Optimizer):
             self.pipeline.check(present)
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             backward = Backward(
-                present, graph, self.pipeline, retain_graph, parameters, self.batching, self._key, agreement
+                present,
+                graph,
+                self.pipeline,
+                retain_graph,
+                parameters,
+                self.batching,
+                self._memory["overlaps"],
+                self._memory["told"],
+                self._key,
+                agreement,
             )
             if not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1):
                 explanation = combine_plain(backward)

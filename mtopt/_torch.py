@@ -30,9 +30,33 @@ def _backward_of(*operators: str) -> frozenset[str]:
     return frozenset(f"{operator}Backward0" for operator in operators)
 
 
-# Nodes that read a part of a tensor: their gradient is zero elsewhere.
-SELECTING = _backward_of("Slice", "Select", "Index", "IndexSelect", "MaskedSelect")
-SPLITTING = _backward_of("Split", "SplitWithSizes", "Unbind")
+# Nodes that pass parts of a tensor on as they are, some of them with zeros elsewhere.
+CUTTING = _backward_of(
+    *("Slice", "Select", "Index", "IndexSelect", "MaskedSelect", "Split", "SplitWithSizes", "Unbind", "Gather", "Take"),
+    *("Diagonal", "Unfold", "AsStrided", "MaskedFill", "Where", "IndexPut", "SliceScatter", "SelectScatter", "Tril"),
+    "Triu",
+) | {"torch::autograd::CopySlices"}
+COVERING = _backward_of(
+    *("View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Unsqueeze", "Squeeze", "Expand", "Alias"),
+    *("Clone", "ToCopy", "Cat", "Stack", "Flip", "Roll", "Repeat", "ConstantPadNd"),
+) | {"SqueezeBackward1", "SqueezeBackward2"}
+# Nodes whose gradient at a coordinate comes from that coordinate alone.
+ELEMENTWISE = _backward_of(
+    *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Abs", "Exp", "Log", "Sqrt", "Rsqrt", "Sin", "Cos", "Reciprocal"),
+    *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Silu", "Softplus", "Elu", "LogSigmoid", "Hardtanh", "Mish"),
+    *("TanhBackward", "SigmoidBackward", "SoftplusBackward", "GeluBackward", "SiluBackward", "Erf", "Log1P", "Expm1"),
+    *("Clamp", "Lerp", "Addcmul", "Maximum", "Minimum", "MseLoss", "SmoothL1Loss", "BinaryCrossEntropyWithLogits"),
+) | {"AddBackward1", "SubBackward1", "RsubBackward0", "RsubBackward1", "PowBackward1", "ClampBackward1"}
+# What makes a parameter's view, or another weight, of parameters alone.
+OF_PARAMETERS = (
+    COVERING
+    | ELEMENTWISE
+    | _backward_of("Slice", "Select", "Mm", "Norm", "LinalgVectorNorm", "Sum")
+    | {
+        "WeightNormInterfaceBackward0",
+        "torch::autograd::CopySlices",
+    }
+)
 # What may lie between a loss and its scaling: the average over micro-batches, a weight, another shape or dtype.
 PASSING = _backward_of("Div", "Mul", "ToCopy", "View", "Unsqueeze", "Unbind")
 STACK = "StackBackward0"
@@ -82,6 +106,14 @@ def multiplied_by(node: Node) -> Tensor | None:
     """The constant that a multiplication's input was multiplied by, if it is a tensor."""
     constant: Tensor | None = getattr(node, "_saved_other", None) if node.name() == MULTIPLICATION else None
     return constant
+
+
+def scaled_by_a_number(node: Node) -> bool:
+    """Whether it multiplies or divides one tensor by a single number."""
+    if node.name() not in (MULTIPLICATION, "DivBackward0"):
+        return False
+    factors = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
+    return all(factor is None or factor.numel() == 1 for factor in factors)
 
 
 def has_sparse_gradient(node: Node) -> bool:

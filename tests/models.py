@@ -1,4 +1,4 @@
-"""Awkward models: for each, its losses, and the tensors at which they meet."""
+"""Awkward models: for each, its losses, and the tensors at which all of them have met."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ N, D = 6, 4  # examples, features
 
 @dataclass
 class Run:
-    """One forward: the losses, and the tensors at which they first meet (`None`: not stated here)."""
+    """One forward: the losses, and the tensors at which all that will ever meet have met (`None`: not stated here, or nowhere).
+
+    `told` names the loss that no decision has, so that it is told.
+    """
 
     losses: list[Tensor]
     sites: list[Tensor] | None = field(default=None)
+    told: str = ""
 
 
 @dataclass
@@ -191,13 +195,13 @@ def parameter_used_twice() -> Case:
 
 @model
 def parameter_of_all_heads() -> Case:
-    """One scale multiplies each head's output: the losses meet at the activation, and at that leaf."""
+    """One scale multiplies each head's output: the losses meet at the activation, and add up at that leaf."""
     net = nn.ModuleDict({"trunk": nn.Linear(D, D), "heads": heads(2)})
     net.register_parameter("scale", nn.Parameter(torch.tensor([2.0, -1.0])))
 
     def forward() -> Run:
         z = net["trunk"](inputs()).tanh()
-        return Run([mse(head(z) * net.scale, i) for i, head in enumerate(net["heads"])], [z, net.scale])
+        return Run([mse(head(z) * net.scale, i) for i, head in enumerate(net["heads"])], [z])
 
     return Case(net, forward)
 
@@ -287,7 +291,7 @@ def one_forward_per_task() -> Case:
 
     def forward() -> Run:
         losses = [mse(head(net["trunk"](inputs())), i) for i, head in enumerate(net["heads"])]
-        return Run(losses, list(net["trunk"].parameters()))
+        return Run(losses)
 
     return Case(net, forward)
 
@@ -422,7 +426,7 @@ def penalty_on_the_weights() -> Case:
     def forward() -> Run:
         run = trunk_forward()
         penalty = sum(p.square().sum() for p in case.model["trunk"].parameters())
-        return Run([*run.losses, penalty], run.sites)
+        return Run([*run.losses, penalty], run.sites, "2")
 
     return Case(case.model, forward)
 
@@ -442,14 +446,13 @@ def a_loss_made_of_another() -> Case:
 
 @model
 def two_groups_of_losses() -> Case:
+    """Two losses meet at one activation and two at another; all meet below."""
     net = nn.ModuleDict({"stem": nn.Linear(D, D), "left": nn.Linear(D, D), "right": nn.Linear(D, D), "heads": heads(4)})
 
     def forward() -> Run:
         x = net["stem"](inputs()).tanh()
         u, v = net["left"](x).tanh(), net["right"](x).sin()
-        return Run(
-            [mse(head(z), i) for i, (head, z) in enumerate(zip(net["heads"], (u, u, v, v), strict=True))], [u, v]
-        )
+        return Run([mse(head(z), i) for i, (head, z) in enumerate(zip(net["heads"], (u, u, v, v), strict=True))], [x])
 
     return Case(net, forward)
 

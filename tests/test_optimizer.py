@@ -536,8 +536,7 @@ def test_repr_and_explain_say_what_happens():
     told = optimizer.explain()
     for part in ("one ordinary backward", "1 shared by several losses", "(6, 4): losses seg, depth"):
         assert part in told
-    _, batches, _, at_parameters = make("AdamW", at="parameters")
-    net = make("AdamW")[0]
+    net, batches, _, at_parameters = make("AdamW", at="parameters")
     at_parameters.backward(net(batches[0]))
     assert "vmap of 8" in at_parameters.explain()
 
@@ -563,7 +562,7 @@ def test_importing_mtopt_imports_torch_alone():
 @pytest.mark.parametrize(
     ("at", "transforms", "reason", "slow"),
     [
-        ("activations", None, "where the losses first meet", "little more than a plain sum"),
+        ("activations", None, "where all losses have met", "little more than a plain sum"),
         ("parameters", None, "a backward of the shared part per loss", 'at="activations" takes one backward'),
         ("module", None, "each loss has a part of its own", "little more than a plain sum"),
         ("activations", [], "no transform asks for single gradients", "little more than a plain sum"),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._combine.combination import Combination
-from .._graph.loss_graph import Edge, Meeting
+from .._graph.loss_graph import LossGraph, Meeting, positions_in
+from .._graph.losses import cotangents
+from .._graph.rows import rows_at
+from .._graph.sites import final_sites
+from .._graph.supports import Edge, State, connected
 from .._graph.taking import Finish, Take, rows_taken
-from .._torch import AccumulateGrad, operator_of
+from .._torch import AccumulateGrad, operator_of, wrappers_silent
 from .._transform import Site
 from .backward import Backward
 from .explanation import Explanation
-from .refusals import check_meetings, refuse_layers
+from .fan_out import hidden_layers_refused
+from .refusals import check_meetings, check_overlap, refuse_layers
 
 NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
 
@@ -30,34 +36,69 @@ def combine_plain(backward: Backward) -> Explanation:
 
 
 def combine_at_activations(backward: Backward) -> Explanation:
-    """The frontier: rows where the losses first meet, combined within one ordinary backward."""
+    """Rows where all losses have met that will ever meet: a decision there has every row.
+
+    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
+    losses share nodes above it (a common head), VJPs of that part get them first.
+    """
     refuse_layers(backward)
-    meetings = [meeting for meeting in backward.graph.frontier() if len(meeting.positions) > 1]
+    sites, above = final_sites(backward.graph, backward.is_parameter)
     if backward.has_several:
-        check_meetings(backward, meetings)
+        check_meetings(backward, sites)
+        decided = overlapping(backward, sites)
+        check_overlap(decided)
+        backward.tell_left_out(set().union(*decided))
     # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
-    leaves = [m for m in meetings if type(m.edge[0]) is AccumulateGrad and backward.is_parameter(m.edge[0])]
-    together = meetings if backward.pipeline.sums_over_ranks else leaves
-    backward.agree(combines=len(meetings) > 0, sites=[_signature(backward, meeting) for meeting in together])
+    leaves = [m for m in sites if type(m.edge[0]) is AccumulateGrad and backward.is_parameter(m.edge[0])]
+    together = sites if backward.pipeline.sums_over_ranks else leaves
+    backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
     starts = backward.starts()
+    ahead = [meeting for meeting in sites if not meeting.separate]
+    combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
     handlers = []
-    for meeting in meetings:
-        combination = (
-            _RowsOfAllRanks(backward)
-            if meeting in leaves and backward.ranks.size > 1
-            else backward.combination_at(None)
-        )
+    for meeting in sites:
+        if meeting in ahead:
+            handlers.append(handing_on(combined.get(meeting.edge)))
+        else:
+            of_all_ranks = meeting in leaves and backward.ranks.size > 1
+            combination = _RowsOfAllRanks(backward) if of_all_ranks else backward.combination_at(None)
+            for position in meeting.roots:
+                combination.add(0, position, starts[position])
+            handlers.append(combining(combination))
         for position in meeting.roots:
-            combination.add(0, position, starts[position])
             starts[position] = torch.zeros_like(starts[position])
-        handlers.append(combining(combination))
-    sites = [backward.site_explained(kind_of(meeting.edge), meeting.shape, meeting.positions) for meeting in meetings]
-    how = "one ordinary backward, rows combined where the losses meet"
-    why = 'at="activations": where the losses first meet, one backward has the gradients of all of them'
-    explanation = backward.explanation(how, why, NEAR_PLAIN, sites)
-    with rows_taken(meetings, handlers):
+    explanation = _explained(backward, sites, ahead, above)
+    with rows_taken(sites, handlers):
         backward.run(starts)
     return explanation
+
+
+def _combined_ahead(
+    backward: Backward, starts: Sequence[Tensor], sites: Sequence[Meeting], ahead: Sequence[Meeting]
+) -> dict[Edge, Tensor | None]:
+    """The combined gradient at the sites above which losses share a part, from VJPs of that part."""
+    combinations = {i: backward.combination_at(None) for i, meeting in enumerate(sites) if meeting in ahead}
+    with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
+        for position, row in rows_at(backward.graph, starts, sites, backward.batching):
+            for i, combination in combinations.items():
+                if (gradient := row[i]) is not None:
+                    combination.add(0, position, gradient)
+    return {sites[i].edge: combination.result()[0] for i, combination in combinations.items()}
+
+
+def _explained(backward: Backward, sites: Sequence[Meeting], ahead: Sequence[Meeting], above: int) -> Explanation:
+    graph = backward.graph
+    explained = [
+        backward.site_explained(kind_of(meeting.edge), meeting.shape, positions_entering(graph, meeting))
+        for meeting in sites
+    ]
+    how, if_slow = "one ordinary backward, rows combined where the losses meet", NEAR_PLAIN
+    why = 'at="activations": where all losses have met, one backward has the gradients of all of them'
+    if ahead:
+        how += ", after VJPs of what several losses share above"
+        why += f"; {above} of {len(graph.edges)} nodes are shared above and differentiated once per loss"
+        if_slow = 'let the losses part higher up, or use at="nested", which takes one backward for any number of losses'
+    return backward.explanation(how, why, if_slow, explained, backward.batching.used if ahead else "")
 
 
 class _RowsOfAllRanks:
@@ -84,6 +125,40 @@ def _signature(backward: Backward, meeting: Meeting) -> tuple[object, ...]:
     if type(meeting.edge[0]) is not AccumulateGrad:
         return (meeting.edge[0].name(),)
     return (meeting.shape, *(backward.losses.indices[position] for position in meeting.positions))
+
+
+def overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
+    """The losses that share coordinates at each site. Where the graph cannot tell, the rows do: once, as it is slow."""
+    entering = [set(positions_entering(backward.graph, meeting)) for meeting in sites]
+    if not backward.graph.cut:
+        return entering
+    key = tuple((m.edge[0].name(), m.shape, tuple(sorted(all_))) for m, all_ in zip(sites, entering, strict=True))
+    if key not in backward.overlaps:
+        states: list[State] = [{} for _ in sites]
+        ones = cotangents(backward.graph.roots, None)
+        with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
+            for position, row in rows_at(backward.graph, ones, sites, backward.batching):
+                for state, part in zip(states, row, strict=True):
+                    if part is not None:
+                        mask = part != 0
+                        state[position] = mask if bool(mask.any()) else None  # a head that starts at zero
+        backward.overlaps[key] = [
+            {position for group in connected(state) if len(group) > 1 for position in group} for state in states
+        ]
+    return backward.overlaps[key]
+
+
+def positions_entering(graph: LossGraph, meeting: Meeting) -> list[int]:
+    """The losses that come to a site by its entries."""
+    reach = sum(1 << position for position in meeting.roots)
+    for node, _, _ in meeting.entries:
+        reach |= graph.reach[node]
+    return positions_in(reach)
+
+
+def handing_on(gradient: Tensor | None) -> tuple[Take, Finish]:
+    """Let a gradient that is known ahead flow on from a site."""
+    return lambda position, row: None, lambda: gradient
 
 
 def combining(combination: Combination) -> tuple[Take, Finish]:

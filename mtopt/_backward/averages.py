@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .._graph.loss_graph import Edge
 from .._graph.passes import Row
 from .._graph.rows import rows_below
+from .._graph.supports import Edge
 from .._ranks import Ranks
 from .backward import Backward
 from .refusals import check_dense

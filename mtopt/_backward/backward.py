@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +15,9 @@ from torch.autograd.graph import Node
 from .._combine.combination import Combination
 from .._combine.pipeline import Pipeline
 from .._graph.batching import Batching
-from .._graph.loss_graph import Edge, LossGraph, gradient_edge
+from .._graph.loss_graph import LossGraph, gradient_edge
 from .._graph.losses import common_scale, cotangents
+from .._graph.supports import Edge
 from .._ranks import Ranks, lost_rank_explained
 from .._torch import variable_of, wrapper_of
 from .._transform import Losses, Site
@@ -31,6 +33,8 @@ class Backward:
         losses: The losses on this rank, in the order of the graph's roots.
         parameters: All of the optimizer's.
         batching: How the VJPs of several losses are batched, where rows take them.
+        overlaps: Which losses were found to share coordinates at sites like these, from step to step.
+        told: What the user was told already.
         owner: The key under which named modules have marked the graph for this optimizer.
         agreed: The losses that any rank has, with their mean values. In one process these are `losses`.
         everywhere: What each rank told; empty in one process.
@@ -42,6 +46,8 @@ class Backward:
     retain_graph: bool
     parameters: Sequence[Tensor]
     batching: Batching
+    overlaps: dict[object, list[set[int]]]
+    told: set[str]
     owner: str
     agreement: Agreement
     everywhere: Sequence[Facts] = ()
@@ -136,6 +142,22 @@ class Backward:
     def combination_at(self, activation: Tensor | None) -> Combination:
         """A combination of the rows at an activation."""
         return self.pipeline.combination(self.losses, [Site(self.agreed, activation, self.ranks)])
+
+    def tell_once(self, text: str) -> None:
+        """Warn, but not twice for one optimizer."""
+        if text not in self.told:
+            self.told.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def tell_left_out(self, decided: set[int]) -> None:
+        """Say which losses have no decision."""
+        left_out = [self.losses.label(position) for position in range(len(self.losses)) if position not in decided]
+        if left_out:
+            named = ", ".join(f"`losses[{label}]`" for label in left_out)
+            self.tell_once(
+                f"{named} shares no number of an activation with another loss (a penalty on weights, another model, other "
+                f'examples), so its gradient is added as it is. To decide on it, too, use `at="parameters"`.'
+            )
 
     def explanation(
         self, how: str, why: str, if_slow: str, sites: Iterable[SiteExplained] = (), batching: str = ""

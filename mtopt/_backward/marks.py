@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._graph.loss_graph import Edge, LossGraph, edge_of
+from .._graph.loss_graph import LossGraph, edge_of
+from .._graph.supports import Edge
 from .._signs import dims_of
 from .._torch import not_compiled, notes_on, tree_leaves, version
 

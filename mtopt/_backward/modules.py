@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from .._graph.loss_graph import Edge, Meeting
+from .._graph.loss_graph import Meeting
 from .._graph.rows import rows_below
+from .._graph.supports import Edge
 from .._graph.taking import Finish, Take, rows_taken
 from .._signs import decision_shape, dims_of
 from .._torch import wrappers_silent
-from .activations import NEAR_PLAIN, combining, kind_of
+from .activations import NEAR_PLAIN, combining, handing_on, kind_of
 from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
@@ -35,7 +35,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
         marked = marked_edges(backward.graph, backward.owner)
         check_marked(backward, marked)
     groups = [[edge] for edge in marked] if joint_dim is None else joint_groups(marked, joint_dim)
-    meetings = {edge: backward.graph.meeting_at(edge) for edge in marked}
+    meetings = backward.graph.meetings_at(marked)
     direct = [group for group in groups if len(group) == 1 and meetings[group[0]].separate]
     ahead = [group for group in groups if group not in direct]
     if backward.has_several:
@@ -59,7 +59,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
         with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
             combined = _combined_ahead(backward, starts, ahead, activations, joint_dim or 0)
         for edge, gradient in combined.items():
-            handlers[edge] = (_ignore, partial(_identity, gradient))
+            handlers[edge] = handing_on(gradient)
     for edge in handlers:
         for position in meetings[edge].roots:
             starts[position] = torch.zeros_like(starts[position])
@@ -126,11 +126,3 @@ def _decision(backward: Backward, mark: Mark) -> tuple[object, ...]:
 
 def _shape(edge: Edge) -> tuple[int, ...]:
     return Meeting(edge).shape
-
-
-def _ignore(position: int, row: Tensor) -> None:
-    return None
-
-
-def _identity(gradient: Tensor) -> Tensor:
-    return gradient

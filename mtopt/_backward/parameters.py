@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._graph.loss_graph import Edge
 from .._graph.passes import Row
 from .._graph.rows import rows_below, rows_by_backward
+from .._graph.supports import Edge
 from .._torch import (
     COMPILED,
     REENTRANT_CHECKPOINT,
@@ -82,7 +82,10 @@ def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
     unknown = len(backward.number)
     leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
     edges = [(leaf, 0) for leaf in leaves]
-    owners = [backward.graph.positions_at(edge) if backward.is_parameter(edge[0]) else [] for edge in edges]
+    # Parameters of others take no part: their gradients are only added up.
+    owners = [
+        backward.graph.positions_at(edge) if id(variable_of(edge[0])) in backward.number else [] for edge in edges
+    ]
     targets = [variable_of(leaf) for leaf in leaves]
     _check_shared(targets, owners)
     return _RowsOfLosses(
@@ -215,7 +218,7 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
 def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
     shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
     if not shared:
-        raise RuntimeError("The `losses` share no parameter, so there is nothing to combine.")
+        raise RuntimeError("The `losses` share no parameter that this optimizer has, so there is nothing to combine.")
     for target in shared:
         check_real(target.dtype)
 

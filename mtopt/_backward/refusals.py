@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .._graph.loss_graph import Edge, Meeting
+from .._graph.loss_graph import Meeting
+from .._graph.supports import Edge
 from .._torch import has_sparse_gradient
 from .backward import Backward
 from .fan_out import COMBINED_ALREADY, combines_itself
@@ -47,7 +48,13 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
             "compiled model, a split batch, a loss tensor not made by torch.stack) makes a tensor of its own for each. "
             + WAYS_OUT
         )
-    if backward.pipeline.marginalized is None and all(backward.graph.disjoint(meeting) for meeting in several):
+    if backward.pipeline.marginalized is None and all(backward.graph.disjoint(meeting.edge) for meeting in several):
+        check_overlap([])
+
+
+def check_overlap(decided: Sequence[set[int]]) -> None:
+    """Raise if at no site two losses reach the same coordinate."""
+    if not any(decided):
         raise RuntimeError(
             "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
             "them and there is nothing to combine. " + WAYS_OUT

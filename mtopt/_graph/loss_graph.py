@@ -15,7 +15,7 @@ loss 0    loss 1    loss 2        `reach` of a node is a bit mask of the losses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from .._torch import (
+    CUTTING,
     DDP_SINK,
-    SELECTING,
-    SPLITTING,
     AccumulateGrad,
     Metadata,
     below_sink,
@@ -36,9 +35,7 @@ from .._torch import (
     tells_freed,
     touch_saved,
 )
-
-Edge = tuple[Node, int]  # a node and the number of its output, as in Node.next_functions
-Children = tuple[tuple[Node | None, int], ...]
+from .supports import Children, Edge, State, connected, supports
 
 SEVERAL = -1  # instead of a position: an entry from a node that several losses reach
 
@@ -85,6 +82,9 @@ class LossGraph:
         sinks: Those nodes. They are looked through: no edge leads to them.
         edges: For each node what its inputs lead to; the losses' own nodes come first.
         reach: For each node a bit mask: bit i is set iff the loss at position i reaches it.
+        states: Where each loss reaches each tensor; `None` where the nodes tell all there is to know.
+        parting: Nodes that several losses reach, each at coordinates of its own, which lead to nodes of its own: losses
+            or heads bundled in one tensor.
     """
 
     def __init__(self, origins: Sequence[Edge]) -> None:
@@ -115,16 +115,60 @@ class LossGraph:
                     waiting[child] -= 1
                     if waiting[child] == 0:
                         stack.append(child)
+        self.states: dict[Edge, State] | None = None
+        self.parting: set[Node] = set()
+        self.under: set[Node] = set()  # nodes that one loss alone reaches, through shared ones
+        self.cut = any(self._cuts(node) for node in self.edges if not several(self.reach[node]))
+        if self.cut or any(several(self.reach[node]) for node, _ in self.roots):
+            self._look_through()
+
+    def _cuts(self, node: Node) -> bool:
+        """Whether a loss may reach less than all of what the node leads to, or one of several tensors of one node."""
+        further = (child for child, number in self.edges[node] if child is not None and number)
+        return node.name() in CUTTING or any(several(self.reach[child]) for child in further)
+
+    def _look_through(self) -> None:
+        """Who reaches what is a matter of coordinates: nodes say too much where several losses are in one tensor."""
+        self.states = supports(self.roots, self.edges)
+        self.reach = dict.fromkeys(self.edges, 0)
+        for (node, _), state in self.states.items():
+            for position in state:
+                self.reach[node] |= 1 << position
+        for node in reversed(self.edges):
+            if several(self.reach[node]) and type(node) is not AccumulateGrad:
+                apart = all(len(connected(state)) == len(state) for state in self._states_of(node))
+                below = (child for child, _ in self.edges[node] if child is not None and self.reach[child])
+                if apart and all(child in self.parting or not several(self.reach[child]) for child in below):
+                    self.parting.add(node)
+        for node, children in self.edges.items():
+            if node in self.under or self.shared(node):
+                self.under |= {child for child, _ in children if child is not None and not self.shared(child)}
+
+    def _states_of(self, node: Node) -> list[State]:
+        """Of the tensors that a node made."""
+        assert self.states is not None
+        return [self.states[node, k] for k in range(len(outputs_of(node))) if (node, k) in self.states]
 
     def shared(self, node: Node) -> bool:
-        """Whether two losses or more reach the node."""
-        mask = self.reach[node]
-        return mask & (mask - 1) != 0
+        """Whether two losses or more reach the node, and it does not lead each on by itself."""
+        return several(self.reach[node]) and node not in self.parting
+
+    def beyond(self, node: Node) -> bool:
+        """Whether gradients come to the node by way of shared ones, or it is one."""
+        return node in self.reach and (self.shared(node) or node in self.under)
+
+    def whole(self, node: Node) -> bool:
+        """Whether all losses that reach the node reach each of its tensors, and hang together at its coordinates."""
+        if self.states is None:
+            return True
+        n = self.reach[node].bit_count()
+        return all(len(state) == n and len(connected(state)) == 1 for state in self._states_of(node))
 
     def positions_at(self, edge: Edge) -> list[int]:
-        """The losses that reach an edge's node."""
-        mask = self.reach.get(edge[0], 0)
-        return [position for position in range(mask.bit_length()) if mask >> position & 1]
+        """The losses that reach a tensor."""
+        if self.states is not None:
+            return sorted(self.states.get(edge, ()))
+        return positions_in(self.reach.get(edge[0], 0))
 
     def leaves(self) -> Iterator[Node]:
         return (node for node in self.edges if type(node) is AccumulateGrad)
@@ -142,46 +186,36 @@ class LossGraph:
     def frontier(self) -> list[Meeting]:
         """The edges from exclusive into shared nodes, and the losses that are themselves shared."""
         meetings: dict[Edge, Meeting] = {}
-        shared = {node for node, mask in self.reach.items() if mask & (mask - 1)}
+        shared = {node for node in self.edges if self.shared(node)}
         for position, root in enumerate(self.roots):
             if root[0] in shared:
                 meetings.setdefault(root, Meeting(root)).roots.append(position)
         for node, children in self.edges.items():
-            if node not in shared:
+            if self.reach[node] and not self.beyond(node):
                 for k, edge in enumerate(children):
                     if edge[0] in shared:
                         meeting = meetings.setdefault(edge, Meeting(edge))  # type: ignore[arg-type]
                         meeting.entries.append((node, k, self.reach[node].bit_length() - 1))
         return list(meetings.values())
 
-    def meeting_at(self, edge: Edge) -> Meeting:
-        """How the gradients come to a given edge, from shared nodes too."""
-        meeting = Meeting(edge, roots=[position for position, root in enumerate(self.roots) if root == edge])
+    def meetings_at(self, edges: Iterable[Edge], inside: Collection[Node] = ()) -> dict[Edge, Meeting]:
+        """How the gradients come to some tensors, from shared nodes too, but not from the nodes `inside`."""
+        meetings = {edge: Meeting(edge) for edge in edges}
+        for position, root in enumerate(self.roots):
+            if root in meetings:
+                meetings[root].roots.append(position)
         for node, children in self.edges.items():
-            for k, child in enumerate(children):
-                if child == edge:
-                    position = SEVERAL if self.shared(node) else self.reach[node].bit_length() - 1
-                    meeting.entries.append((node, k, position))
-        return meeting
+            if node not in inside and self.reach[node]:
+                for k, edge in enumerate(children):
+                    if edge in meetings:
+                        position = SEVERAL if several(self.reach[node]) else self.reach[node].bit_length() - 1
+                        meetings[edge].entries.append((node, k, position))
+        return meetings
 
-    def disjoint(self, meeting: Meeting) -> bool:
-        """Whether the losses read different parts of the tensor, so that no coordinate is reached by two of them."""
-        if meeting.roots or not all(node.name() in SELECTING | SPLITTING for node, _, _ in meeting.entries):
-            return False
-        reach_of = self.reach_of_edges()
-        read: dict[int, Tensor] = {}  # for each loss where it reads
-        for node, k, _ in meeting.entries:
-            made = outputs_of(node)
-            for number, metadata in enumerate(made):
-                reach = reach_of.get((node, number), 0)
-                if reach & (reach - 1):
-                    return False
-                gradients: list[Tensor | None] = [None] * len(made)
-                gradients[number] = torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
-                found = node(*gradients)  # type: ignore[operator]
-                part = (found[k] if isinstance(found, tuple) else found) != 0
-                read[reach] = read[reach] | part if reach in read else part
-        return int(sum(part.int() for part in read.values()).max()) < 2  # type: ignore[union-attr]
+    def disjoint(self, edge: Edge) -> bool:
+        """Whether the losses read different parts of a tensor, so that no coordinate is reached by two of them."""
+        state = {} if self.states is None else self.states.get(edge, {})
+        return len(state) > 1 and len(connected(state)) == len(state)
 
     def reach_of_edges(self) -> dict[Edge, int]:
         """For each edge, one output of a node, the losses that reach it, as a bit mask."""
@@ -217,6 +251,16 @@ class LossGraph:
                 if (explained := _explained(error)) is not None:
                     raise explained from error
                 # Anything else says only that this node does not let itself be looked at.
+
+
+def several(reach: int) -> bool:
+    """Whether a bit mask has two bits or more."""
+    return reach & (reach - 1) != 0
+
+
+def positions_in(reach: int) -> list[int]:
+    """The bits of a mask."""
+    return [position for position in range(reach.bit_length()) if reach >> position & 1]
 
 
 def _below(starts: Iterable[Edge], children_of: Callable[[Node], Children]) -> dict[Node, Children]:

@@ -10,7 +10,8 @@ from torch.autograd.graph import Node
 
 from .._torch import PASSING, STACK, multiplied_by
 from .._transform import Losses, LossesLike
-from .loss_graph import Edge, edge_of, metadata_of
+from .loss_graph import edge_of, metadata_of
+from .supports import Edge
 
 
 def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .._torch import NO_BATCHING_RULE, AccumulateGrad
 from .batching import Batching
-from .loss_graph import Edge, LossGraph, Meeting, gradient_edge
+from .loss_graph import LossGraph, Meeting, gradient_edge
+from .supports import Edge
 from .taking import rows_taken
 
 Row = list[Tensor | None]  # one loss's gradient, target by target
@@ -54,7 +55,7 @@ def exclusive_pass(
     own = {}
     for i, (node, _) in enumerate(targets):
         position = graph.reach.get(node, 0).bit_length() - 1
-        if position in arrived and not graph.shared(node):
+        if position in arrived and not graph.beyond(node):
             own[i] = position
     places = [*(targets[i] for i in own), *(meeting.edge for meeting in here)]
     if roots and places:

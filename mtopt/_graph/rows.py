@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from .._checks import check_chunk_size
 from .._torch import AccumulateGrad, wrappers_silent
 from .._transform import LossesLike
 from .batching import Batching
-from .loss_graph import Edge, LossGraph, edge_of, gradient_edge, graph_errors_explained
+from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge, graph_errors_explained
 from .losses import cotangents, read_losses
 from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap
+from .supports import Edge
+from .taking import rows_taken
 
 
 def per_loss_gradients(
@@ -78,7 +81,7 @@ def rows_below(
 ) -> Iterator[tuple[int, Row]]:
     """Yield `(position of a loss, its row)`, loss by loss; only one chunk of large rows is alive at a time."""
     meetings = graph.frontier()
-    shared = [i for i, (node, _) in enumerate(targets) if node in graph.reach and graph.shared(node)]
+    shared = [i for i, (node, _) in enumerate(targets) if graph.beyond(node)]
     interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
     size = batching.size_for(graph, interior) if interior else 1
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
@@ -103,9 +106,51 @@ def rows_below(
             for position in chunk:
                 if not batched:
                     retain = retain_graph or position != last
-                    shared_pass(arrived[position], targets, shared, rows[position], retain_graph=retain)
+                    reached = [i for i in shared if graph.reach[targets[i][0]] >> position & 1]
+                    shared_pass(arrived[position], targets, reached, rows[position], retain_graph=retain)
                 yield position, rows[position]
                 rows[position].clear()  # views that are still held would keep the whole chunk alive during the next one
+
+
+def rows_at(
+    graph: LossGraph, starts: Sequence[Tensor], meetings: Sequence[Meeting], batching: Batching
+) -> Iterator[tuple[int, Row]]:
+    """What each loss brings to some meetings by their entries; the graph is retained."""
+    if not graph.nested(meetings):
+        yield from rows_below(graph, starts, [meeting.edge for meeting in meetings], batching, retain_graph=True)
+        return
+    batching.used = "loop, because some sites lie below others"
+    for position, (root, start) in enumerate(zip(graph.origins, starts, strict=True)):
+        row: Row = [None] * len(meetings)
+        # Nothing flows on from a meeting, so that what comes to one below comes by its own entries.
+        handlers = [(partial(_put, row, i), _nothing) for i in range(len(meetings))]
+        with rows_taken([_of_one(graph, meeting, position) for meeting in meetings], handlers):
+            torch.autograd.grad(
+                [gradient_edge(root)],
+                [gradient_edge(meeting.edge) for meeting in meetings],
+                [start],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        for i, meeting in enumerate(meetings):
+            if position in meeting.roots:
+                before = row[i]
+                row[i] = start if before is None else before + start
+        yield position, row
+
+
+def _of_one(graph: LossGraph, meeting: Meeting, position: int) -> Meeting:
+    """The same meeting where one loss comes alone: all that its entries bring is one row."""
+    own = [(node, k, position) for node, k, _ in meeting.entries if graph.reach[node] >> position & 1]
+    return Meeting(meeting.edge, own)
+
+
+def _put(row: Row, i: int, _: int, gradient: Tensor) -> None:
+    row[i] = gradient
+
+
+def _nothing() -> None:
+    return None
 
 
 def rows_by_backward(

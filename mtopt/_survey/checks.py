@@ -89,7 +89,7 @@ def refusals_explained() -> Iterator[None]:
 
 def combines(batch: Batch, arrived: Sequence[RowsAt]) -> bool:
     """Whether `at="activations"` has something to combine, and does not refuse."""
-    return all(at.plain for at in arrived) and not all(batch.graph.disjoint(meeting) for meeting in batch.several)
+    return all(at.plain for at in arrived) and not all(batch.graph.disjoint(meeting.edge) for meeting in batch.several)
 
 
 def notes_on(

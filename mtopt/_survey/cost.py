@@ -11,7 +11,7 @@ from .._combine.pipeline import Pipeline
 from .._combine.products import PART
 from .._dtypes import wide_dtype
 from .._graph.batching import Batching
-from .._graph.loss_graph import Edge
+from .._graph.supports import Edge
 from .._methods.graddrop import GradDrop
 from .._transform import Site
 from .places import Place
@@ -108,7 +108,7 @@ def cost_at_module(batch: Batch, plain: float, walk: float, edge: Edge, place: P
     """One ordinary backward; where losses share nodes above the module, the rows are fetched before it."""
     (site,) = rows_at(batch, [edge], Batching(1))
     seconds, _ = batch.timed(lambda: rows_thrown_away(batch, [edge], Batching(1)))
-    if batch.graph.meeting_at(edge).separate:
+    if batch.graph.meetings_at([edge])[edge].separate:
         seconds = 0.0
     seconds += plain + walk + combination_seconds(batch, [site], GradDrop(marginalize=place.marginalize, seed=0))
     sizes = sizes_of([site])

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from .._graph.loss_graph import Edge, LossGraph
+from .._graph.loss_graph import LossGraph
+from .._graph.supports import Edge
 from .._torch import sequence_number, variable_of
 from .rows import is_leaf
 

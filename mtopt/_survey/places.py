@@ -9,8 +9,9 @@ from math import prod
 from torch import Tensor
 
 from .._graph.batching import Batching
-from .._graph.loss_graph import Edge, LossGraph, Meeting
+from .._graph.loss_graph import LossGraph, Meeting
 from .._graph.rows import rows_below
+from .._graph.supports import Edge
 from .modules import Modules
 from .rows import Batch, RowsAt, is_leaf, made_by
 
@@ -169,7 +170,7 @@ def _for_whole_batch(written: str, name: str) -> Place:
 def _behind(graph: LossGraph, inner: Sequence[Meeting]) -> list[Meeting]:
     """Where the losses meet behind nodes that make a tensor of its own for each: a split, a vector of losses."""
     edges = {child: None for meeting in inner for child in graph.edges[meeting.edge[0]] if child[0] is not None}
-    return [graph.meeting_at(edge) for edge in edges if not is_leaf(edge)]  # type: ignore[arg-type]
+    return list(graph.meetings_at(edge for edge in edges if not is_leaf(edge)).values())  # type: ignore[arg-type, misc]
 
 
 def _code(at: str, transform: str = "") -> str:

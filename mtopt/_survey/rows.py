@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .._combine.conflict import Conflict
 from .._combine.products import PART
 from .._graph.batching import Batching
-from .._graph.loss_graph import Edge, LossGraph, Meeting, gradient_edge
+from .._graph.loss_graph import LossGraph, Meeting, gradient_edge
 from .._graph.rows import rows_below
+from .._graph.supports import Edge
 from .._graph.taking import rows_taken
 from .._torch import AccumulateGrad, operator_of
 from .._transform import Losses

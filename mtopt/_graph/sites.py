@@ -1,0 +1,71 @@
+r"""Where all losses that will ever meet have met: the activations at which a decision has every row. Takes no rows.
+
+loss 0   loss 1   loss 2          A node is final if two losses or more reach it, if they hang together at its
+  |        |        |             coordinates, and if below it no further loss joins at an activation.
+  +--[h]---+        |             h is reached by 0 and 1 only, and below it 2 joins: it is not final.
+      \             /             f is: there all three have met. It is a site, as gradients come to it from nodes
+       \           /              that are not final. Below it everything is final, and there is no other site.
+        +---[f]---+
+             |                    A parameter, or what is made of parameters alone, is no activation: a loss that
+           trunk                  joins there only (a penalty on the weights) has no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.autograd.graph import Node
+
+from .._torch import OF_PARAMETERS, AccumulateGrad, scaled_by_a_number
+from .loss_graph import LossGraph, Meeting, several
+from .supports import Edge
+
+
+def final_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> tuple[list[Meeting], int]:
+    """How the gradients come to each site, and how many nodes above the sites several losses share."""
+    derived = made_of_parameters(graph, is_parameter)
+    final = _final(graph, derived)
+    sites = _entered(graph, final)
+    if not sites:  # but where one tensor is all that they share, a decision there is complete, whatever made it
+        everything = _final(graph, set())
+        alone = _entered(graph, everything)
+        if len(alone) == 1:
+            derived, final, sites = set(), everything, alone
+    above = sum(graph.shared(node) for node in graph.edges if node not in final and node not in derived)
+    return sites, above
+
+
+def _final(graph: LossGraph, derived: set[Node]) -> set[Node]:
+    final: set[Node] = set()
+    for node in reversed(graph.edges):
+        reach = graph.reach[node]
+        if several(reach) and node not in derived and graph.whole(node):
+            below = (child for child, _ in graph.edges[node] if child is not None and child not in derived)
+            if all(graph.reach[child] == reach and child in final for child in below if graph.reach[child]):
+                final.add(node)
+    return final
+
+
+def _entered(graph: LossGraph, final: set[Node]) -> list[Meeting]:
+    """The tensors at which gradients of two losses or more come from nodes that are not final."""
+    edges: dict[Edge, None] = {root: None for root in graph.roots if root[0] in final}
+    for node, children in graph.edges.items():
+        if node not in final and graph.reach[node]:
+            edges |= {edge: None for edge in children if edge[0] in final}  # type: ignore[misc]
+    meetings = graph.meetings_at(edges, final).values()
+    return [meeting for meeting in meetings if not meeting.separate or len(meeting.positions) > 1]
+
+
+def made_of_parameters(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> set[Node]:
+    """Parameters, and the nodes that make other weights of them: views, products with a number, normalized weights."""
+    derived: set[Node] = set()
+    for node in reversed(graph.edges):
+        children = graph.edges[node]
+        if type(node) is AccumulateGrad:
+            if is_parameter(node):
+                derived.add(node)
+        elif children and node.name() in OF_PARAMETERS:
+            made_of = {child for child, _ in children}
+            if made_of <= derived or (scaled_by_a_number(node) and made_of <= {None, *derived}):
+                derived.add(node)
+    return derived
