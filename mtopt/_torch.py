@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import Node
 from torch.nn.parallel import distributed as ddp
-from torch.utils._pytree import tree_leaves as tree_leaves  # `torch.utils.pytree` is public, but younger than 2.6
 
 # -- nodes of the graph ------------------------------------------------------------------------------------------------
 

@@ -92,12 +92,14 @@ class Site:
         ranks: The processes that hold other parts of these rows: other examples of an activation, or other shards of a
             parameter. `ranks.sum(x)` adds a tensor up over them, and is `x` where there is only this one.
         part: Which part of a sharded parameter this is.
+        counts_alone: Whether a row counts in the Gramian where it is the only one here: the others are zero.
     """
 
     losses: Losses
     activation: Tensor | None = None
     ranks: Ranks = ALONE
     part: Part | None = None
+    counts_alone: bool = False
 
 
 class State(Protocol):

@@ -17,7 +17,7 @@ N, D = 6, 4  # examples, features
 
 @dataclass
 class Run:
-    """One forward: the losses, and the tensors at which all that will ever meet have met (`None`: not stated here, or nowhere).
+    """One forward: the losses, and the tensors at which all have met (`None`: not stated here, or nowhere).
 
     `told` names the loss that no decision has, so that it is told.
     """

@@ -12,7 +12,7 @@ from .._combine.combination import Combination
 from .._graph.loss_graph import LossGraph, Meeting, positions_in
 from .._graph.losses import cotangents
 from .._graph.rows import rows_at
-from .._graph.sites import final_sites
+from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
 from .._graph.taking import Finish, Take, rows_taken
 from .._torch import AccumulateGrad, operator_of, wrappers_silent
@@ -22,6 +22,7 @@ from .explanation import Explanation
 from .fan_out import hidden_layers_refused
 from .refusals import check_meetings, check_overlap, refuse_layers
 
+LARGE = 0.2  # share of the graph: from here on the price of differentiating it once per loss is told
 NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
 
 
@@ -54,6 +55,12 @@ def combine_at_activations(backward: Backward) -> Explanation:
     backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
     starts = backward.starts()
     ahead = [meeting for meeting in sites if not meeting.separate]
+    if ahead and above > LARGE * len(backward.graph.edges):
+        backward.tell_once(
+            f"The losses share {above} of the {len(backward.graph.edges)} nodes of the graph above where all have met, "
+            f"and that part is differentiated once for each of them. "
+            f'`at="nested"` takes one backward for any number of losses: it decides wherever some meet.'
+        )
     combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
     handlers = []
     for meeting in sites:
@@ -68,6 +75,35 @@ def combine_at_activations(backward: Backward) -> Explanation:
         for position in meeting.roots:
             starts[position] = torch.zeros_like(starts[position])
     explanation = _explained(backward, sites, ahead, above)
+    with rows_taken(sites, handlers):
+        backward.run(starts)
+    return explanation
+
+
+def combine_nested(backward: Backward) -> Explanation:
+    """Rows wherever losses meet, in one ordinary backward: where a further one joins, what was combined is one row."""
+    refuse_layers(backward)
+    sites = nested_sites(backward.graph, backward.is_parameter)
+    if backward.has_several:
+        check_meetings(backward, sites)
+        backward.tell_left_out(
+            {position for meeting in sites for position in positions_entering(backward.graph, meeting)}
+        )
+    together = sites if backward.pipeline.sums_over_ranks else []
+    backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
+    starts = backward.starts()
+    handlers = []
+    for meeting in sites:
+        combination = backward.combination_at(None)
+        for position in meeting.roots:
+            combination.add(0, position, starts[position])
+            starts[position] = torch.zeros_like(starts[position])
+        handlers.append(combining(combination))
+    graph = backward.graph
+    explained = [backward.site_explained(kind_of(m.edge), m.shape, positions_entering(graph, m)) for m in sites]
+    how = "one ordinary backward, rows combined wherever losses meet"
+    why = 'at="nested": where a further loss joins, what was combined above is one row'
+    explanation = backward.explanation(how, why, NEAR_PLAIN, explained)
     with rows_taken(sites, handlers):
         backward.run(starts)
     return explanation

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import nn
 
-from .activations import combine_at_activations
+from .activations import combine_at_activations, combine_nested
 from .backward import Backward
 from .explanation import Explanation
 from .modules import combine_at_modules
@@ -16,7 +17,9 @@ At = str | list[nn.Module]
 
 NAMED: dict[str, Callable[[Backward], Explanation]] = {
     "activations": combine_at_activations,
+    "nested": combine_nested,
     "parameters": combine_at_parameters,
+    "all parameters": partial(combine_at_parameters, every=True),
 }
 
 

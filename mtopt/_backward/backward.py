@@ -155,8 +155,8 @@ class Backward:
         if left_out:
             named = ", ".join(f"`losses[{label}]`" for label in left_out)
             self.tell_once(
-                f"{named} shares no number of an activation with another loss (a penalty on weights, another model, other "
-                f'examples), so its gradient is added as it is. To decide on it, too, use `at="parameters"`.'
+                f"{named} shares no number of an activation with another loss (a penalty on weights, a model of its "
+                f'own, other examples), so its gradient is added as it is. To decide on it, too, use `at="parameters"`.'
             )
 
     def explanation(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .._graph.loss_graph import LossGraph, edge_of
 from .._graph.supports import Edge
 from .._signs import dims_of
-from .._torch import not_compiled, notes_on, tree_leaves, version
+from .._torch import not_compiled, notes_on, version
 
 _KEY = "mtopt"
 
@@ -43,7 +44,7 @@ class MarkSite:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        tensors = [tensor for tensor in _tensors_in(output) if tensor.is_floating_point()]
         if not tensors:
             raise TypeError(
                 f"`at` names {type(module).__name__}, but its output has no floating-point tensor: it is "
@@ -59,6 +60,21 @@ class MarkSite:
             node, number = edge_of(tensor)
             mark = Mark(self.owner, self.module, output, number, activation, version(tensor))
             notes_on(node).setdefault(_KEY, []).append(mark)
+
+
+def _tensors_in(output: object) -> Iterator[Tensor]:
+    """All tensors in a module's output: in tuples, lists, mappings and dataclasses, as trainers' models return them."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors_in(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors_in(value)
+    elif is_dataclass(output):
+        for field in fields(output):
+            yield from _tensors_in(getattr(output, field.name))
 
 
 def marked_edges(graph: LossGraph, owner: str, *, shared_only: bool = False) -> dict[Edge, Mark]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._graph.passes import Row
 from .._graph.rows import rows_below, rows_by_backward
+from .._graph.sites import beside_shared
 from .._graph.supports import Edge
 from .._torch import (
     COMPILED,
@@ -48,8 +49,12 @@ class _RowsOfLosses:
     how: str
 
 
-def combine_at_parameters(backward: Backward) -> Explanation:
-    """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
+def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explanation:
+    """Rows at the shared parameters. Exclusive ones get their own loss's gradient, unless `every` one is to count.
+
+    An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
+    needs the value, and others derivatives) always counts: it is no head.
+    """
     refuse_layers(backward)
     shards = shards_of(backward.parameters)
     if shards:
@@ -61,7 +66,7 @@ def combine_at_parameters(backward: Backward) -> Explanation:
     else:
         rows = _rows_of_graph(backward)
     with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
-        gradients, owners = _combine(backward, rows)
+        gradients, owners = _combine(backward, rows, every)
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
     for i, gradient in enumerate(gradients):
@@ -172,9 +177,14 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
     )
 
 
-def _combine(backward: Backward, rows: _RowsOfLosses) -> tuple[list[Tensor | None], list[set[int]]]:
+def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list[Tensor | None], list[set[int]]]:
     """The combined gradient of each target, and the losses that had a row there."""
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
+    if backward.pipeline.has_gramian:
+        beside = {id(variable_of(leaf)) for leaf in beside_shared(backward.graph, backward.is_parameter)}
+        alone = [every or id(target) in beside for target in rows.targets]
+        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if alone[i] else 1)]
+        rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, alone, strict=True)]
     site_of = {i: site for site, i in enumerate(shared)}
     combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
     gradients: list[Tensor | None] = [None] * len(rows.targets)

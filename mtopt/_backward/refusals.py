@@ -43,6 +43,12 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
         return
     several = [meeting for meeting in meetings if not meeting.separate or len(meeting.positions) > 1]
     if not several:
+        if not any(map(backward.graph.shared, backward.graph.edges)):
+            raise RuntimeError(
+                "The `losses` share nothing that requires a gradient, so there is nothing to combine: the shared part "
+                "is frozen (requires_grad=False, torch.no_grad(), .detach()), or they never meet at one tensor. "
+                "Unfreeze it, or use `transforms=[]`. " + WAYS_OUT
+            )
         raise RuntimeError(
             "The `losses` never meet at one tensor, so there is nothing to combine: they share nothing, or one node (a "
             "compiled model, a split batch, a loss tensor not made by torch.stack) makes a tensor of its own for each. "

@@ -66,7 +66,7 @@ class Held:
         self.sites = sites
         # A row that is alone stays as it is. But other ranks may have more rows at an activation, and sum over all.
         sums = any(transform.sums_over_ranks for transform in transforms)
-        self.together = [sums and site.ranks.size > 1 and site.part is None for site in sites]
+        self.together = [site.counts_alone or (sums and site.ranks.size > 1 and site.part is None) for site in sites]
         self.rows: list[list[Tensor]] = [[] for _ in sites]
         self.positions: list[list[int]] = [[] for _ in sites]
 

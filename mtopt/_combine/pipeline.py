@@ -78,6 +78,11 @@ class Pipeline:
         return not known or (self.watch is not None and self.watch.due)
 
     @property
+    def has_gramian(self) -> bool:
+        """Whether a decision is one over all sites."""
+        return any(isinstance(transform, GramianTransform) for transform in self.gradient_transforms)
+
+    @property
     def sums_over_ranks(self) -> bool:
         return any(transform.sums_over_ranks for transform in self.gradient_transforms)
 

@@ -12,12 +12,14 @@ loss 0   loss 1   loss 2          A node is final if two losses or more reach it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import or_
 
 from torch.autograd.graph import Node
 
 from .._torch import OF_PARAMETERS, AccumulateGrad, scaled_by_a_number
-from .loss_graph import LossGraph, Meeting, several
+from .loss_graph import LossGraph, Meeting, positions_in, several
 from .supports import Edge
 
 
@@ -33,6 +35,38 @@ def final_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> tuple
             derived, final, sites = set(), everything, alone
     above = sum(graph.shared(node) for node in graph.edges if node not in final and node not in derived)
     return sites, above
+
+
+def nested_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> list[Meeting]:
+    """Wherever losses meet. Where a further one joins, what was combined above comes as one row, of its first loss."""
+    derived = made_of_parameters(graph, is_parameter)
+    coming: dict[
+        Edge, dict[int, list[tuple[Node, int]]]
+    ] = {}  # at each tensor the entries, by the losses that they bring
+    for node, children in graph.edges.items():
+        for k, edge in enumerate(children):
+            if edge[0] is not None and graph.reach[node] and edge[0] not in derived:
+                coming.setdefault(edge, {}).setdefault(graph.reach[node], []).append((node, k))  # type: ignore[arg-type]
+    roots: dict[Edge, list[int]] = {}
+    for position, root in enumerate(graph.roots):
+        roots.setdefault(root, []).append(position)
+    sites = []
+    for edge, by_losses in coming.items():
+        masks = [*by_losses, *(1 << position for position in roots.get(edge, ()))]
+        if all(mask != reduce(or_, masks) for mask in masks) and graph.shared(edge[0]) and graph.whole(edge[0]):
+            firsts = _told_apart(by_losses)
+            entries = [(*entry, firsts[mask]) for mask, of in by_losses.items() for entry in of]
+            sites.append(Meeting(edge, entries, roots.get(edge, [])))
+    return sites
+
+
+def _told_apart(masks: Iterable[int]) -> dict[int, int]:
+    """For each set of losses one of them that stands for it: the first that stands for no smaller set."""
+    chosen: dict[int, int] = {}
+    for mask in sorted(masks, key=int.bit_count):
+        free = [position for position in positions_in(mask) if position not in chosen.values()]
+        chosen[mask] = (free or positions_in(mask))[0]
+    return chosen
 
 
 def _final(graph: LossGraph, derived: set[Node]) -> set[Node]:
@@ -69,3 +103,17 @@ def made_of_parameters(graph: LossGraph, is_parameter: Callable[[Node], bool]) -
             if made_of <= derived or (scaled_by_a_number(node) and made_of <= {None, *derived}):
                 derived.add(node)
     return derived
+
+
+def beside_shared(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> set[Node]:
+    """Parameters that one loss alone reaches, in an operation in which a shared one stands, too."""
+    derived = made_of_parameters(graph, is_parameter)
+    of_shared: set[Node | None] = set()
+    found: set[Node] = set()
+    for node in reversed(graph.edges):
+        made = {child for child, _ in graph.edges[node]}
+        if node in derived and (several(graph.reach[node]) or made & of_shared):
+            of_shared.add(node)
+        elif made & of_shared:
+            found |= {child for child in made & derived if type(child) is AccumulateGrad} - of_shared
+    return found
