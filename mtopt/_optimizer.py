@@ -26,7 +26,7 @@ from ._checks import check_chunk_size
 from ._combine.pipeline import Pipeline
 from ._graph.batching import Batching
 from ._graph.loss_graph import LossGraph, graph_errors_explained
-from ._graph.losses import common_scale, read_losses
+from ._graph.losses import check_reaching, common_scale, read_losses
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
 from ._torch import not_compiled
@@ -119,6 +119,7 @@ class MultiLossOptimizer(Optimizer):
             present, roots = read_losses(losses)
             graph = LossGraph(roots)
             graph.check_alive()
+            check_reaching(graph, present)
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
             self.pipeline.check(present)

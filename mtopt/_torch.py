@@ -37,8 +37,8 @@ CUTTING = _backward_of(
 ) | {"torch::autograd::CopySlices"}
 COVERING = _backward_of(
     *("View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Unsqueeze", "Squeeze", "Expand", "Alias"),
-    *("Clone", "ToCopy", "Cat", "Stack", "Flip", "Roll", "Repeat", "ConstantPadNd"),
-) | {"SqueezeBackward1", "SqueezeBackward2"}
+    *("Clone", "ToCopy", "Cat", "Stack", "Flip", "Roll", "Repeat", "ConstantPadNd", "DiagEmbed", "Cumsum"),
+) | {"SqueezeBackward1", "SqueezeBackward2", "SumBackward1", "MeanBackward1"}
 # Nodes whose gradient at a coordinate comes from that coordinate alone.
 ELEMENTWISE = _backward_of(
     *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Abs", "Exp", "Log", "Sqrt", "Rsqrt", "Sin", "Cos", "Reciprocal"),

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from .._combine.combination import Combination
 from .._graph.loss_graph import LossGraph, Meeting, positions_in
@@ -20,8 +21,9 @@ from .._transform import Site
 from .backward import Backward
 from .explanation import Explanation
 from .fan_out import hidden_layers_refused
-from .refusals import check_meetings, check_overlap, refuse_layers
+from .refusals import DIFFERENT_PARTS, check_meetings, refuse_layers
 
+MOST_DESCENTS = 8
 LARGE = 0.2  # share of the graph: from here on the price of differentiating it once per loss is told
 NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
 
@@ -43,12 +45,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
     losses share nodes above it (a common head), VJPs of that part get them first.
     """
     refuse_layers(backward)
-    sites, above = final_sites(backward.graph, backward.is_parameter)
-    if backward.has_several:
-        check_meetings(backward, sites)
-        decided = overlapping(backward, sites)
-        check_overlap(decided)
-        backward.tell_left_out(set().union(*decided))
+    sites, above = sites_of(backward)
     # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
     leaves = [m for m in sites if type(m.edge[0]) is AccumulateGrad and backward.is_parameter(m.edge[0])]
     together = sites if backward.pipeline.sums_over_ranks else leaves
@@ -78,6 +75,28 @@ def combine_at_activations(backward: Backward) -> Explanation:
     with rows_taken(sites, handlers):
         backward.run(starts)
     return explanation
+
+
+def sites_of(backward: Backward) -> tuple[list[Meeting], int]:
+    """The final sites, and how many nodes above them several losses share.
+
+    Where losses are cut out of larger tensors, the graph cannot tell whether they share coordinates below. Their rows
+    can: where no two overlap, the site is further down.
+    """
+    graph, apart = backward.graph, set[Node]()
+    for _ in range(MOST_DESCENTS):
+        sites, above = final_sites(graph, backward.is_parameter, apart)
+        if not backward.has_several:
+            return sites, above
+        if apart and not sites:
+            break
+        check_meetings(backward, sites)
+        decided = _overlapping(backward, sites)
+        if all(decided):
+            backward.tell_left_out(set().union(*decided))
+            return sites, above
+        apart |= {meeting.edge[0] for meeting, losses in zip(sites, decided, strict=True) if not losses}
+    raise RuntimeError(DIFFERENT_PARTS)
 
 
 def combine_nested(backward: Backward) -> Explanation:
@@ -163,7 +182,7 @@ def _signature(backward: Backward, meeting: Meeting) -> tuple[object, ...]:
     return (meeting.shape, *(backward.losses.indices[position] for position in meeting.positions))
 
 
-def overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
+def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
     """The losses that share coordinates at each site. Where the graph cannot tell, the rows do: once, as it is slow."""
     entering = [set(positions_entering(backward.graph, meeting)) for meeting in sites]
     if not backward.graph.cut:

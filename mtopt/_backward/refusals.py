@@ -16,6 +16,10 @@ WAYS_OUT = (
     "Put a MultiLossLayer where they should meet, name a module with `at=module` (and `GradDrop(marginalize=0)` where "
     'the losses come from different examples), or use `at="parameters"`.'
 )
+DIFFERENT_PARTS = (
+    "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of them and "
+    "there is nothing to combine. " + WAYS_OUT
+)
 
 
 def check_real(dtype: torch.dtype) -> None:
@@ -55,16 +59,7 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
             + WAYS_OUT
         )
     if backward.pipeline.marginalized is None and all(backward.graph.disjoint(meeting.edge) for meeting in several):
-        check_overlap([])
-
-
-def check_overlap(decided: Sequence[set[int]]) -> None:
-    """Raise if at no site two losses reach the same coordinate."""
-    if not any(decided):
-        raise RuntimeError(
-            "The `losses` read different parts of the tensor where they meet, so no coordinate is reached by two of "
-            "them and there is nothing to combine. " + WAYS_OUT
-        )
+        raise RuntimeError(DIFFERENT_PARTS)
 
 
 def check_marked(backward: Backward, marked: Iterable[Edge]) -> None:

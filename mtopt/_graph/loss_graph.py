@@ -149,6 +149,15 @@ class LossGraph:
         assert self.states is not None
         return [self.states[node, k] for k in range(len(outputs_of(node))) if (node, k) in self.states]
 
+    def reaching_nothing(self) -> list[int]:
+        """The losses below which there is no leaf."""
+        reached = 0
+        for leaf in self.leaves():
+            reached |= self.reach[leaf]
+        return [
+            position for position in range(len(self.roots)) if self.states is not None and not reached >> position & 1
+        ]
+
     def shared(self, node: Node) -> bool:
         """Whether two losses or more reach the node, and it does not lead each on by itself."""
         return several(self.reach[node]) and node not in self.parting

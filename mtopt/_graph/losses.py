@@ -10,7 +10,7 @@ from torch.autograd.graph import Node
 
 from .._torch import PASSING, STACK, multiplied_by
 from .._transform import Losses, LossesLike
-from .loss_graph import edge_of, metadata_of
+from .loss_graph import LossGraph, edge_of, metadata_of
 from .supports import Edge
 
 
@@ -68,6 +68,12 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
 
 
+def check_reaching(graph: LossGraph, losses: Losses) -> None:
+    """Raise if an entry of a vector of losses depends on nothing, which only its graph tells."""
+    for position in graph.reaching_nothing():
+        raise ValueError(_without_gradient(f"losses[{losses.label(position)}]"))
+
+
 def common_scale(roots: Sequence[Edge]) -> float | None:
     """What `GradScaler.scale` has multiplied the losses by: a tensor of one float32 number, the same for all.
 
@@ -122,6 +128,8 @@ def _check_differentiable(loss: Tensor, label: str) -> None:
     if not loss.is_floating_point():
         raise TypeError(f"`{label}` must be a real floating-point tensor, but its dtype is {loss.dtype}.")
     if not loss.requires_grad:
-        raise ValueError(
-            f"`{label}` does not require grad: nothing it depends on can be trained. Leave it out, or give None for it."
-        )
+        raise ValueError(_without_gradient(label))
+
+
+def _without_gradient(label: str) -> str:
+    return f"`{label}` does not require grad: nothing it depends on can be trained. Leave it out, or give None for it."

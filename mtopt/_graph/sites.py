@@ -12,7 +12,7 @@ loss 0   loss 1   loss 2          A node is final if two losses or more reach it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import reduce
 from operator import or_
 
@@ -23,13 +23,18 @@ from .loss_graph import LossGraph, Meeting, positions_in, several
 from .supports import Edge
 
 
-def final_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> tuple[list[Meeting], int]:
-    """How the gradients come to each site, and how many nodes above the sites several losses share."""
+def final_sites(
+    graph: LossGraph, is_parameter: Callable[[Node], bool], apart: Collection[Node] = ()
+) -> tuple[list[Meeting], int]:
+    """How the gradients come to each site, and how many nodes above the sites several losses share.
+
+    `apart` are nodes at which the losses do not hang together, though the graph does not show it.
+    """
     derived = made_of_parameters(graph, is_parameter)
-    final = _final(graph, derived)
+    final = _final(graph, derived, apart)
     sites = _entered(graph, final)
     if not sites:  # but where one tensor is all that they share, a decision there is complete, whatever made it
-        everything = _final(graph, set())
+        everything = _final(graph, set(), apart)
         alone = _entered(graph, everything)
         if len(alone) == 1:
             derived, final, sites = set(), everything, alone
@@ -69,11 +74,11 @@ def _told_apart(masks: Iterable[int]) -> dict[int, int]:
     return chosen
 
 
-def _final(graph: LossGraph, derived: set[Node]) -> set[Node]:
+def _final(graph: LossGraph, derived: set[Node], apart: Collection[Node]) -> set[Node]:
     final: set[Node] = set()
     for node in reversed(graph.edges):
         reach = graph.reach[node]
-        if several(reach) and node not in derived and graph.whole(node):
+        if several(reach) and node not in derived and node not in apart and graph.whole(node):
             below = (child for child, _ in graph.edges[node] if child is not None and child not in derived)
             if all(graph.reach[child] == reach and child in final for child in below if graph.reach[child]):
                 final.add(node)
