@@ -189,7 +189,7 @@ def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list
     combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
-    # One node for a whole model hides which loss reaches what, as some ways to bundle losses do: rows of zeros are none.
+    # One node for a whole model hides who reaches what, as some ways to bundle losses do: rows of zeros are none.
     hiding = any(node.name() in (COMPILED, REENTRANT_CHECKPOINT) for node in backward.graph.edges)
     opaque = hiding or backward.graph.cut
     for position, found in rows.stream:
