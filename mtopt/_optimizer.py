@@ -43,8 +43,10 @@ class MultiLossOptimizer(Optimizer):
             checkpoints work on the wrapper as on it.
         transforms: One transform of the losses' gradients, or a list of them, applied left to right. `None` is
             `GradDrop()`; an empty list is the plain sum.
-        at: Where the gradients are combined: `"activations"`, where the losses first meet, found anew in each step;
-            `"parameters"`, at those that two losses or more reach; or a module or several, at their outputs.
+        at: Where the gradients are combined: `"activations"`, where all losses have met that will ever meet, found anew
+            in each step; `"nested"`, wherever losses meet, where a further loss joins what was combined above as one
+            row; `"parameters"`, at those of the optimizer that two losses or more reach; `"all parameters"`, where a
+            method counts those, too, that one loss alone reaches; or a module or several, at their outputs.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
         process_group: The ranks that train together, and average their gradients. `None` is the default group.
 

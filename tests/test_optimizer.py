@@ -223,6 +223,7 @@ def test_a_step_with_nothing_pending_is_the_inner_step(variant):
     assert any(not torch.equal(a, b) for a, b in zip(weights(net), before, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.10
 def test_the_profiler_sees_one_step():
     net, batches, _, optimizer = make("Adam")
     with torch.profiler.profile() as profile:

@@ -1,4 +1,4 @@
-"""Rows where the losses first meet, combined within one ordinary backward; and the backward that combines nothing."""
+"""Rows where the losses have met, combined within one ordinary backward; and the backward that combines nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from .._combine.combination import Combination
-from .._graph.loss_graph import LossGraph, Meeting, positions_in
+from .._graph.loss_graph import Meeting
 from .._graph.losses import cotangents
 from .._graph.rows import rows_at
 from .._graph.sites import final_sites, nested_sites
@@ -106,7 +106,7 @@ def combine_nested(backward: Backward) -> Explanation:
     if backward.has_several:
         check_meetings(backward, sites)
         backward.tell_left_out(
-            {position for meeting in sites for position in positions_entering(backward.graph, meeting)}
+            {position for meeting in sites for position in backward.graph.positions_entering(meeting)}
         )
     together = sites if backward.pipeline.sums_over_ranks else []
     backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
@@ -119,7 +119,7 @@ def combine_nested(backward: Backward) -> Explanation:
             starts[position] = torch.zeros_like(starts[position])
         handlers.append(combining(combination))
     graph = backward.graph
-    explained = [backward.site_explained(kind_of(m.edge), m.shape, positions_entering(graph, m)) for m in sites]
+    explained = [backward.site_explained(kind_of(m.edge), m.shape, graph.positions_entering(m)) for m in sites]
     how = "one ordinary backward, rows combined wherever losses meet"
     why = 'at="nested": where a further loss joins, what was combined above is one row'
     explanation = backward.explanation(how, why, NEAR_PLAIN, explained)
@@ -144,7 +144,7 @@ def _combined_ahead(
 def _explained(backward: Backward, sites: Sequence[Meeting], ahead: Sequence[Meeting], above: int) -> Explanation:
     graph = backward.graph
     explained = [
-        backward.site_explained(kind_of(meeting.edge), meeting.shape, positions_entering(graph, meeting))
+        backward.site_explained(kind_of(meeting.edge), meeting.shape, graph.positions_entering(meeting))
         for meeting in sites
     ]
     how, if_slow = "one ordinary backward, rows combined where the losses meet", NEAR_PLAIN
@@ -184,7 +184,7 @@ def _signature(backward: Backward, meeting: Meeting) -> tuple[object, ...]:
 
 def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
     """The losses that share coordinates at each site. Where the graph cannot tell, the rows do: once, as it is slow."""
-    entering = [set(positions_entering(backward.graph, meeting)) for meeting in sites]
+    entering = [set(backward.graph.positions_entering(meeting)) for meeting in sites]
     if not backward.graph.cut:
         return entering
     key = tuple((m.edge[0].name(), m.shape, tuple(sorted(all_))) for m, all_ in zip(sites, entering, strict=True))
@@ -201,14 +201,6 @@ def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]
             {position for group in connected(state) if len(group) > 1 for position in group} for state in states
         ]
     return backward.overlaps[key]
-
-
-def positions_entering(graph: LossGraph, meeting: Meeting) -> list[int]:
-    """The losses that come to a site by its entries."""
-    reach = sum(1 << position for position in meeting.roots)
-    for node, _, _ in meeting.entries:
-        reach |= graph.reach[node]
-    return positions_in(reach)
 
 
 def handing_on(gradient: Tensor | None) -> tuple[Take, Finish]:

@@ -47,6 +47,8 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
         return
     several = [meeting for meeting in meetings if not meeting.separate or len(meeting.positions) > 1]
     if not several:
+        if any(backward.graph.disjoint(edge) for edge in backward.graph.states or ()):
+            raise RuntimeError(DIFFERENT_PARTS)
         if not any(map(backward.graph.shared, backward.graph.edges)):
             raise RuntimeError(
                 "The `losses` share nothing that requires a gradient, so there is nothing to combine: the shared part "

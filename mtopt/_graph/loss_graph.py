@@ -221,6 +221,13 @@ class LossGraph:
                         meetings[edge].entries.append((node, k, position))
         return meetings
 
+    def positions_entering(self, meeting: Meeting) -> list[int]:
+        """The losses that come to a meeting by its entries."""
+        reach = sum(1 << position for position in meeting.roots)
+        for node, _, _ in meeting.entries:
+            reach |= self.reach[node]
+        return positions_in(reach)
+
     def disjoint(self, edge: Edge) -> bool:
         """Whether the losses read different parts of a tensor, so that no coordinate is reached by two of them."""
         state = {} if self.states is None else self.states.get(edge, {})

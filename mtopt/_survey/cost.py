@@ -15,7 +15,7 @@ from .._graph.supports import Edge
 from .._methods.graddrop import GradDrop
 from .._transform import Site
 from .places import Place
-from .rows import Batch, RowsAt, is_leaf, rows_at, rows_thrown_away
+from .rows import Batch, RowsAt, is_leaf, rows_at, rows_at_meetings, rows_thrown_away
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,10 @@ def combination_seconds(batch: Batch, sites: Sequence[RowsAt], transform: GradDr
 
 
 def cost_at_activations(batch: Batch, plain: float, walk: float, sites: Sequence[RowsAt]) -> Cost:
-    """One ordinary backward, and the combination on the way."""
+    """One ordinary backward, and the combination on the way; what losses share above is fetched before it."""
     seconds = plain + walk + combination_seconds(batch, sites, GradDrop(seed=0))
+    if not all(meeting.separate for meeting in batch.several):
+        seconds += batch.timed(lambda: rows_at_meetings(batch))[0]
     sizes = sizes_of(sites)
     # Two sums of each instead of autograd's one; then at one of them the draws, and what they are compared with.
     memory = 2 * sizes.wide - sizes.own + 2 * sizes.largest

@@ -74,7 +74,9 @@ def best_place(batch: Batch, modules: Modules, arrived: Sequence[RowsAt]) -> tup
         arrived: The rows at `batch.several`.
     """
     inner = [meeting for meeting in batch.meetings if not is_leaf(meeting.edge)]
-    everywhere = {loss for meeting in inner for loss in meeting.positions} == set(range(len(batch.losses)))
+    everywhere = {p for meeting in inner for p in batch.graph.positions_entering(meeting)} == set(
+        range(len(batch.losses))
+    )
     if not inner:
         return _at_parameters(modules), None
     overlaps = [Overlap() for _ in arrived]
@@ -112,7 +114,7 @@ def _at_parameters(modules: Modules) -> Place:
 def _at_activations(batch: Batch, several: Sequence[Meeting], modules: Modules | None) -> Place:
     name = None if modules is None else modules.ending_with_last()
     named = None if modules is None or name is None else f"at={modules.written(name)}"
-    here = {loss for meeting in several for loss in meeting.positions}
+    here = {position for meeting in several for position in batch.graph.positions_entering(meeting)}
     others = [label for loss, label in enumerate(batch.names) if loss not in here]
     who = ", ".join(batch.names[loss] for loss in sorted(here)) if others else "All losses"
     made = ", ".join(f"{made_by(meeting)} {meeting.shape}" for meeting in several[:3])

@@ -16,6 +16,8 @@ from .._combine.conflict import Conflict
 from .._graph.batching import Batching
 from .._graph.loss_graph import LossGraph
 from .._graph.losses import cotangents, read_losses
+from .._graph.sites import final_sites
+from .._torch import variable_of
 from .._transform import LossesLike
 from .checks import check_graph, check_model, check_rows, combines, notes_on, refusals_explained
 from .cost import cost_at_activations, cost_at_module, cost_at_parameters
@@ -132,12 +134,15 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
         raise ValueError("`losses` has only one loss that is present, but it takes two to conflict.")
     graph = LossGraph(roots)
     graph.check_alive()
-    meetings = graph.frontier()
+    meetings, (sites, _) = (
+        graph.frontier(),
+        final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter)),
+    )
     walk = perf_counter() - before
     check_graph(graph, meetings)
     modules = Modules(graph, model)
     device = modules.device
-    batch = Batch(present, graph, cotangents(graph.roots, None), meetings, device)
+    batch = Batch(present, graph, cotangents(graph.roots, None), meetings, sites, device)
     with untouched(model), hidden_layers_refused(), without_autocast(device.type), refusals_explained():
         return _surveyed(batch, modules, batching, walk)
 

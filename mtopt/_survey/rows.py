@@ -15,9 +15,9 @@ from .._combine.conflict import Conflict
 from .._combine.products import PART
 from .._graph.batching import Batching
 from .._graph.loss_graph import LossGraph, Meeting, gradient_edge
+from .._graph.rows import rows_at as rows_at_sites
 from .._graph.rows import rows_below
 from .._graph.supports import Edge
-from .._graph.taking import rows_taken
 from .._torch import AccumulateGrad, operator_of
 from .._transform import Losses
 
@@ -31,6 +31,7 @@ class Batch:
     Attributes:
         starts: The gradient that each loss starts with.
         meetings: All of the frontier.
+        sites: Where all losses have met, which is what `at="activations"` acts on.
         device: Where the shared parameters are, and the clock must wait.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     graph: LossGraph
     starts: Sequence[Tensor]
     meetings: Sequence[Meeting]
+    sites: Sequence[Meeting]
     device: torch.device
 
     @property
@@ -46,8 +48,8 @@ class Batch:
 
     @property
     def several(self) -> list[Meeting]:
-        """Where `at="activations"` combines rows."""
-        return [meeting for meeting in self.meetings if len(meeting.positions) > 1]
+        """Where `at="activations"` combines rows; or would, if the losses had a coordinate in common there."""
+        return list(self.sites) or [meeting for meeting in self.meetings if len(meeting.positions) > 1]
 
     def timed(self, run: Callable[[], R]) -> tuple[float, R]:
         """The seconds that it took, and what it gave."""
@@ -148,21 +150,12 @@ def rows_at(batch: Batch, edges: Sequence[Edge], batching: Batching) -> list[Row
 
 
 def rows_at_meetings(batch: Batch) -> list[RowsAt]:
-    """What each loss brings by itself to where several meet, which is what `at="activations"` combines: one pass."""
-    meetings = batch.several
-    found = [RowsAt() for _ in meetings]
-    if meetings:
-        with rows_taken(meetings, [(at.add, _nothing) for at in found]):
-            torch.autograd.grad(
-                [gradient_edge(origin) for origin in batch.graph.origins],
-                [gradient_edge(meeting.edge) for meeting in meetings],
-                batch.starts,
-                retain_graph=True,
-                allow_unused=True,
-            )
-    for meeting, at in zip(meetings, found, strict=True):
-        for loss in meeting.roots:  # these do not come from a node above
-            at.add(loss, batch.starts[loss])
+    """What each loss brings by itself to where several meet, which is what `at="activations"` combines."""
+    found = [RowsAt() for _ in batch.several]
+    for position, row in rows_at_sites(batch.graph, batch.starts, batch.several, Batching(1)):
+        for at, part in zip(found, row, strict=True):
+            if part is not None:
+                at.add(position, part)
     return found
 
 
@@ -170,10 +163,6 @@ def rows_thrown_away(batch: Batch, edges: Sequence[Edge], batching: Batching) ->
     """For the clock: to hold all rows takes time that a step need not spend."""
     for _ in rows_below(batch.graph, batch.starts, edges, batching, retain_graph=True):
         pass
-
-
-def _nothing() -> None:
-    """What goes on from a meeting: only what the losses themselves bring there is asked for."""
 
 
 @contextmanager
