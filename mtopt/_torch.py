@@ -108,8 +108,8 @@ def multiplied_by(node: Node) -> Tensor | None:
 
 
 def scaled_by_a_number(node: Node) -> bool:
-    """Whether it multiplies or divides one tensor by a single number."""
-    if node.name() not in (MULTIPLICATION, "DivBackward0"):
+    """Whether it multiplies or divides one tensor by a single number, as far as that can be read."""
+    if node.name() not in (MULTIPLICATION, "DivBackward0") or (HOOKS_CAN_BE_SEEN and may_be_used_once(node)):
         return False
     factors = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
     return all(factor is None or factor.numel() == 1 for factor in factors)
@@ -144,6 +144,20 @@ def touch_saved(node: Node) -> None:
                 return
         elif raw.unpack_hook is None and getattr(node, name) is not None:
             return  # all of a node's tensors are freed together
+
+
+def may_be_used_once(node: Node) -> bool:
+    """Whether a backward through the node may be allowed only once: behind hooks (a checkpoint), or compiled."""
+    if node.name() == COMPILED:
+        return True
+    for raw_name, _ in _saved_names(type(node)):
+        if not HOOKS_CAN_BE_SEEN:
+            return True
+        if raw_name != "_raw_saved_tensors":
+            raw = getattr(node, raw_name)
+            if any(saved.unpack_hook is not None for saved in (raw if isinstance(raw, (tuple, list)) else (raw,))):
+                return True
+    return False
 
 
 @cache

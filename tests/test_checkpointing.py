@@ -92,7 +92,10 @@ def unchecked():
     return results
 
 
-HIDDEN = "never meet at one tensor|The module named by `at` made nothing that the `losses` depend on"
+HIDDEN = (
+    r"incompatible with \.grad|never meet at one tensor"
+    r"|The module named by `at` made nothing that the `losses` depend on"
+)
 TWICE = (  # in the words of torch since 2.9, and before
     r"use_reentrant=True.*incompatible with \.grad|only allowed to backward once on any region computed under sele"
     r"|Recomputed values for the following tensors have different metadata"

@@ -83,7 +83,6 @@ PARTS = [whole, whole_graph, trunk, heads, each_head]
 HIDDEN = {
     (whole, "activations"): (RuntimeError, "never meet"),
     (whole_graph, "activations"): (RuntimeError, "never meet"),
-    (heads, "activations"): (RuntimeError, "never meet"),
     (whole_graph, "module"): (Unsupported, "marked as skipped"),
     (whole_graph, "module, marginalized"): (Unsupported, "marked as skipped"),
 }

@@ -286,7 +286,7 @@ def test_a_nan_on_one_rank_is_left_to_the_grad_scaler():
 def own_inputs(rank):
     """The losses meet at the inputs, too, which require grad, as in a physics-informed network."""
     found = {}
-    for method in ("parameters", "activations that are parameters"):
+    for method in ("parameters", "parameters, renormalized"):
         net, model, optimizer = make(method)
         x, y = batch(0, rank, 2)
         x.requires_grad_()

@@ -92,8 +92,6 @@ METHODS = {
     "activations, weights of the Gramian": ("activations", UnitRows, "shared"),
     "activations, by loss, mixing matrix": ("activations", lambda: [ByLoss(), Decorrelate()], "shared"),
     "activations, by loss alone": ("activations", ByLoss, "shared"),
-    "activations that are parameters": ("activations", lambda: GradDrop(seed=1), "own"),
-    "activations that are parameters, Gramian": ("activations", UnitRows, "own"),
     "parameters": ("parameters", lambda: GradDrop(seed=1), "shared"),
     "parameters, renormalized": ("parameters", lambda: GradDrop(seed=1, renormalize=True), "own"),
     "parameters, Gramian": ("parameters", UnitRows, "shared"),

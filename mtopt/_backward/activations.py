@@ -16,7 +16,7 @@ from .._graph.rows import rows_at
 from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
 from .._graph.taking import Finish, Take, rows_taken
-from .._torch import AccumulateGrad, operator_of, wrappers_silent
+from .._torch import AccumulateGrad, may_be_used_once, operator_of, wrappers_silent
 from .._transform import Site
 from .backward import Backward
 from .explanation import Explanation
@@ -185,7 +185,7 @@ def _signature(backward: Backward, meeting: Meeting) -> tuple[object, ...]:
 def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
     """The losses that share coordinates at each site. Where the graph cannot tell, the rows do: once, as it is slow."""
     entering = [set(backward.graph.positions_entering(meeting)) for meeting in sites]
-    if not backward.graph.cut:
+    if not backward.graph.cut or any(map(may_be_used_once, backward.graph.edges)):
         return entering
     key = tuple((m.edge[0].name(), m.shape, tuple(sorted(all_))) for m, all_ in zip(sites, entering, strict=True))
     if key not in backward.overlaps:

@@ -25,6 +25,28 @@ from .agreement import Agreement, Facts, Owned
 from .explanation import Explanation, SiteExplained
 
 
+class Overlap:
+    """Hands rows on to a combination, and sees on the way whether two of them share a coordinate."""
+
+    def __init__(self, inner: Combination) -> None:
+        self.inner = inner
+        self.rows = 0
+        self.found = False
+        self._seen: Tensor | None = None
+
+    def add(self, site: int, position: int, row: Tensor) -> None:
+        here = row != 0
+        if self._seen is not None:
+            self.found = self.found or bool((self._seen & here).any())
+        if bool(here.any()):
+            self.rows += 1
+            self._seen = here if self._seen is None else self._seen | here
+        self.inner.add(site, position, row)
+
+    def result(self) -> list[Tensor | None]:
+        return self.inner.result()
+
+
 @dataclass
 class Backward:
     """The losses of one backward, the graph below them, and the transforms to go through.
@@ -52,6 +74,7 @@ class Backward:
     agreement: Agreement
     everywhere: Sequence[Facts] = ()
     agreed: Losses = field(init=False)
+    seen: list[Overlap] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.agreed = self.losses
@@ -138,10 +161,27 @@ class Backward:
         roots = [gradient_edge(origin) for origin in self.graph.origins]
         with lost_rank_explained():
             torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
+        self.tell_overlap()
 
     def combination_at(self, activation: Tensor | None) -> Combination:
-        """A combination of the rows at an activation."""
-        return self.pipeline.combination(self.losses, [Site(self.agreed, activation, self.ranks)])
+        """A combination of the rows at an activation. In the first step it is seen whether they share coordinates."""
+        combination = self.pipeline.combination(self.losses, [Site(self.agreed, activation, self.ranks)])
+        if self.overlaps or self.pipeline.marginalized is not None:
+            return combination
+        self.seen.append(Overlap(combination))
+        return self.seen[-1]
+
+    def tell_overlap(self) -> None:
+        """Say so if in the first step no two rows shared a coordinate: masks hide that from the graph."""
+        known = [overlap for overlap in self.seen if overlap.rows > 1]
+        if known:
+            self.overlaps.setdefault(None, [])
+        if known and not any(overlap.found for overlap in known):
+            self.tell_once(
+                "In this step no number had a gradient of two `losses` (each masks other examples?), so nothing was "
+                "combined, and the gradients are those of the plain sum. `GradDrop(marginalize=0)` at a module takes "
+                'one decision for the batch, `at="parameters"` one for each weight.'
+            )
 
     def tell_once(self, text: str) -> None:
         """Warn, but not twice for one optimizer."""

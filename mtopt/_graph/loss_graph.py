@@ -192,15 +192,18 @@ class LossGraph:
                     first_use[child] = min(use, first_use.get(child, use))
         return sorted(first_use, key=first_use.__getitem__)
 
-    def frontier(self) -> list[Meeting]:
-        """The edges from exclusive into shared nodes, and the losses that are themselves shared."""
+    def frontier(self, *, parting: bool = False) -> list[Meeting]:
+        """The edges from exclusive into shared nodes, and the losses that are themselves shared.
+
+        Nodes at which several losses part count as shared if asked for: where losses come together, whatever they read.
+        """
         meetings: dict[Edge, Meeting] = {}
-        shared = {node for node in self.edges if self.shared(node)}
+        shared = {node for node in self.edges if self.shared(node) or (parting and node in self.parting)}
         for position, root in enumerate(self.roots):
             if root[0] in shared:
                 meetings.setdefault(root, Meeting(root)).roots.append(position)
         for node, children in self.edges.items():
-            if self.reach[node] and not self.beyond(node):
+            if self.reach[node] and not self.beyond(node) and node not in shared:
                 for k, edge in enumerate(children):
                     if edge[0] in shared:
                         meeting = meetings.setdefault(edge, Meeting(edge))  # type: ignore[arg-type]

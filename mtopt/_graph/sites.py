@@ -105,7 +105,7 @@ def made_of_parameters(graph: LossGraph, is_parameter: Callable[[Node], bool]) -
                 derived.add(node)
         elif children and node.name() in OF_PARAMETERS:
             made_of = {child for child, _ in children}
-            if made_of <= derived or (scaled_by_a_number(node) and made_of <= {None, *derived}):
+            if made_of <= derived or (made_of - derived == {None} and scaled_by_a_number(node)):
                 derived.add(node)
     return derived
 

@@ -14,6 +14,7 @@ from .._combine.conflict import Conflict
 from .._graph.loss_graph import LossGraph, Meeting
 from .._torch import COMPILED, REENTRANT_CHECKPOINT, is_flattened_by_fsdp1, tells_once
 from .modules import Modules
+from .places import overlap_of
 from .rows import Batch, ConflictAt, RowsAt, is_leaf
 
 ONE_PROCESS = "Call it on the bare model, in one process: `conflict_report(losses_of(bare, batch), bare)`."
@@ -87,9 +88,9 @@ def refusals_explained() -> Iterator[None]:
         ) from error
 
 
-def combines(batch: Batch, arrived: Sequence[RowsAt]) -> bool:
-    """Whether `at="activations"` has something to combine, and does not refuse."""
-    return all(at.plain for at in arrived) and not all(batch.graph.disjoint(meeting.edge) for meeting in batch.several)
+def combines(arrived: Sequence[RowsAt]) -> bool:
+    """Whether `at="activations"` has something to combine."""
+    return all(at.plain for at in arrived) and not all(overlap_of(at).apart for at in arrived)
 
 
 def notes_on(

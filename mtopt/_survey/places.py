@@ -58,6 +58,13 @@ class Overlap:
         return self._rows > 1 and not self.found
 
 
+def overlap_of(at: RowsAt) -> Overlap:
+    overlap = Overlap()
+    for row in at.rows:
+        overlap.add(row)
+    return overlap
+
+
 def best_place(batch: Batch, modules: Modules, arrived: Sequence[RowsAt]) -> tuple[Place, Edge | None]:
     """The best place by these rules, the first that fits, and for a module an edge like its output.
 
@@ -79,10 +86,7 @@ def best_place(batch: Batch, modules: Modules, arrived: Sequence[RowsAt]) -> tup
     )
     if not inner:
         return _at_parameters(modules), None
-    overlaps = [Overlap() for _ in arrived]
-    for overlap, at in zip(overlaps, arrived, strict=True):
-        for row in at.rows:
-            overlap.add(row)
+    overlaps = [overlap_of(at) for at in arrived]
     several = [meeting for meeting in batch.several if not is_leaf(meeting.edge)]
     if any(
         not overlap.apart and not is_leaf(meeting.edge) and prod(meeting.shape) > 1
@@ -113,6 +117,12 @@ def _at_parameters(modules: Modules) -> Place:
 
 def _at_activations(batch: Batch, several: Sequence[Meeting], modules: Modules | None) -> Place:
     name = None if modules is None else modules.ending_with_last()
+    if (
+        name is not None
+        and batch.graph.states is not None
+        and any(batch.graph.disjoint(edge) for edge in batch.graph.states)
+    ):  # its output may be what the losses are cut out of
+        name = None
     named = None if modules is None or name is None else f"at={modules.written(name)}"
     here = {position for meeting in several for position in batch.graph.positions_entering(meeting)}
     others = [label for loss, label in enumerate(batch.names) if loss not in here]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from .checks import check_graph, check_model, check_rows, combines, notes_on, re
 from .cost import cost_at_activations, cost_at_module, cost_at_parameters
 from .findings import Findings
 from .modules import Modules
-from .places import best_place
+from .places import best_place, overlap_of
 from .rows import (
     Batch,
     conflict_at,
@@ -134,10 +134,8 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
         raise ValueError("`losses` has only one loss that is present, but it takes two to conflict.")
     graph = LossGraph(roots)
     graph.check_alive()
-    meetings, (sites, _) = (
-        graph.frontier(),
-        final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter)),
-    )
+    meetings = graph.frontier(parting=True)
+    sites, _ = final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter))
     walk = perf_counter() - before
     check_graph(graph, meetings)
     modules = Modules(graph, model)
@@ -149,6 +147,9 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
 
 def _surveyed(batch: Batch, modules: Modules, batching: Batching, walk: float) -> ConflictReport:
     arrived = rows_at_meetings(batch)
+    if batch.sites and all(overlap_of(at).apart for at in arrived):  # which the graph does not show
+        batch = replace(batch, sites=())
+        arrived = rows_at_meetings(batch)
     leaves = list(batch.graph.leaves())
     edges = [(leaf, 0) for leaf in leaves]
     first, found = batch.timed(lambda: rows_at(batch, edges, batching))
@@ -167,7 +168,7 @@ def _surveyed(batch: Batch, modules: Modules, batching: Batching, walk: float) -
         if not is_leaf(meeting.edge)
     ]
     best, edge = best_place(batch, modules, arrived)
-    costs = [cost_at_activations(batch, plain, walk, arrived)] if combines(batch, arrived) else []
+    costs = [cost_at_activations(batch, plain, walk, arrived)] if combines(arrived) else []
     if edge is not None:
         costs.append(cost_at_module(batch, plain, walk, edge, best))
     flat = [at for mine in sites.values() for at in mine]
