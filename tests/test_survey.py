@@ -439,7 +439,7 @@ def test_the_best_place_is_named_with_its_reason(kind):
     at, module, reason = RULES[kind]
     assert (report.best.at, report.best.module) == (at, module)
     assert re.search(reason, report.best.reason), report.best.reason
-    refuses = kind in (SplitBatch, SplitByChunks, Masked, ByHand)
+    refuses = kind in (SplitBatch, SplitByChunks, Masked)
     expected = {"parameters", *(["activations"] * (not refuses)), *(["module"] * (at == "module"))}
     assert {cost.at for cost in report.costs} == expected
 
