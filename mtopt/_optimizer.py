@@ -24,8 +24,9 @@ from ._backward.explanation import transforms_explained
 from ._backward.marks import MarkSite
 from ._checks import check_chunk_size
 from ._combine.pipeline import Pipeline
+from ._graph.alive import check_alive, graph_errors_explained
 from ._graph.batching import Batching
-from ._graph.loss_graph import LossGraph, graph_errors_explained
+from ._graph.loss_graph import LossGraph
 from ._graph.losses import check_reaching, common_scale, read_losses
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
@@ -120,7 +121,7 @@ class MultiLossOptimizer(Optimizer):
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
             graph = LossGraph(roots)
-            graph.check_alive()
+            check_alive(graph)
             check_reaching(graph, present)
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))

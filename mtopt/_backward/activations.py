@@ -24,7 +24,7 @@ from .fan_out import hidden_layers_refused
 from .refusals import DIFFERENT_PARTS, check_meetings, refuse_layers
 
 MOST_DESCENTS = 8
-LARGE = 0.2  # share of the graph: from here on the price of differentiating it once per loss is told
+FEW, LARGE = 16, 0.2  # nodes, and share of the graph: from there on the price of taking it once per loss is told
 NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
 
 
@@ -52,7 +52,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
     backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
     starts = backward.starts()
     ahead = [meeting for meeting in sites if not meeting.separate]
-    if ahead and above > LARGE * len(backward.graph.edges):
+    if ahead and above > max(FEW, LARGE * len(backward.graph.edges)):
         backward.tell_once(
             f"The losses share {above} of the {len(backward.graph.edges)} nodes of the graph above where all have met, "
             f"and that part is differentiated once for each of them. "

@@ -16,25 +16,13 @@ loss 0    loss 1    loss 2        `reach` of a node is a bit mask of the losses 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from .._torch import (
-    CUTTING,
-    DDP_SINK,
-    AccumulateGrad,
-    Metadata,
-    below_sink,
-    outputs_of,
-    sequence_number,
-    tells_changed,
-    tells_freed,
-    touch_saved,
-)
+from .._torch import CUTTING, DDP_SINK, AccumulateGrad, Metadata, below_sink, outputs_of, sequence_number
 from .supports import Children, Edge, State, connected, supports
 
 SEVERAL = -1  # instead of a position: an entry from a node that several losses reach
@@ -261,16 +249,6 @@ class LossGraph:
                 stack.extend(child for child, _ in self.edges[node])  # type: ignore[index]
         return False
 
-    def check_alive(self) -> None:
-        """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
-        for node in self.edges:
-            try:
-                touch_saved(node)
-            except RuntimeError as error:
-                if (explained := _explained(error)) is not None:
-                    raise explained from error
-                # Anything else says only that this node does not let itself be looked at.
-
 
 def several(reach: int) -> bool:
     """Whether a bit mask has two bits or more."""
@@ -314,23 +292,3 @@ def edge_of(tensor: Tensor) -> Edge:
 
 def gradient_edge(edge: Edge) -> GradientEdge:
     return GradientEdge(*edge)
-
-
-@contextmanager
-def graph_errors_explained() -> Iterator[None]:
-    """Say in plain words what torch says of a graph that cannot be differentiated."""
-    try:
-        yield
-    except RuntimeError as error:
-        if (explained := _explained(error)) is not None:
-            raise explained from error
-        raise
-
-
-def _explained(error: RuntimeError) -> RuntimeError | None:
-    if tells_freed(error):
-        return RuntimeError(
-            "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
-            "`retain_graph=True` to the earlier backward."
-        )
-    return RuntimeError(f"`losses` cannot be differentiated: {error}") if tells_changed(error) else None

@@ -12,8 +12,9 @@ from torch import Tensor
 from .._checks import check_chunk_size
 from .._torch import AccumulateGrad, wrappers_silent
 from .._transform import LossesLike
+from .alive import check_alive, graph_errors_explained
 from .batching import Batching
-from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge, graph_errors_explained
+from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge
 from .losses import cotangents, read_losses
 from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap
 from .supports import Edge
@@ -62,7 +63,7 @@ def per_loss_gradients(
             raise ValueError(f"`inputs[{i}]` does not require grad, so no loss can be differentiated for it.")
         targets.append(edge_of(tensor))
     graph = LossGraph(roots)
-    graph.check_alive()
+    check_alive(graph)
     batching = Batching(check_chunk_size(chunk_size))
     distinct = list(dict.fromkeys(targets))
     results: dict[Edge, Tensor] = {}

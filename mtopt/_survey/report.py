@@ -13,6 +13,7 @@ from .._backward.fan_out import hidden_layers_refused
 from .._checks import check_chunk_size
 from .._combine.combination import without_autocast
 from .._combine.conflict import Conflict
+from .._graph.alive import check_alive
 from .._graph.batching import Batching
 from .._graph.loss_graph import LossGraph
 from .._graph.losses import cotangents, read_losses
@@ -133,7 +134,7 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
     if len(present) < 2:
         raise ValueError("`losses` has only one loss that is present, but it takes two to conflict.")
     graph = LossGraph(roots)
-    graph.check_alive()
+    check_alive(graph)
     meetings = graph.frontier(parting=True)
     sites, _ = final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter))
     walk = perf_counter() - before
