@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._backward.activations import combine_plain
-from ._backward.agreement import Agreement
+from ._backward.agreement import Agreement, refuse_nan
 from ._backward.at import check_at, combine_at
 from ._backward.backward import Backward
 from ._backward.explanation import transforms_explained
@@ -110,7 +110,7 @@ class MultiLossOptimizer(Optimizer):
         Raises:
             TypeError: If a loss is not a real tensor, or a gradient to combine is complex or sparse.
             ValueError: If there is no loss, a loss is not a scalar, needs no gradient, stands twice or does not reach
-                the named site, or a transform's settings do not fit.
+                the named site, a transform's settings do not fit, or one reads the losses and one of them is NaN.
             RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called; if ranks
                 do not do the same, or one of them raised or stopped.
         """
@@ -121,6 +121,8 @@ class MultiLossOptimizer(Optimizer):
             graph.check_alive()
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
+            if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together
+                refuse_nan(present)
             self.pipeline.check(present)
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             backward = Backward(
