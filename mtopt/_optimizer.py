@@ -12,17 +12,18 @@ from typing import Any
 from uuid import uuid4
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._backward.activations import combine_plain
-from ._backward.agreement import Agreement
+from ._backward.agreement import Agreement, refuse_nan
 from ._backward.at import check_at, combine_at
 from ._backward.backward import Backward
 from ._backward.explanation import transforms_explained
 from ._backward.marks import MarkSite
 from ._checks import check_chunk_size
+from ._closure import evaluation
 from ._combine.pipeline import Pipeline
 from ._graph.alive import check_alive, graph_errors_explained
 from ._graph.batching import Batching
@@ -113,7 +114,7 @@ class MultiLossOptimizer(Optimizer):
         Raises:
             TypeError: If a loss is not a real tensor, or a gradient to combine is complex or sparse.
             ValueError: If there is no loss, a loss is not a scalar, needs no gradient, stands twice or does not reach
-                the named site, or a transform's settings do not fit.
+                the named site, a transform's settings do not fit, or one reads the losses and one of them is NaN.
             RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called; if ranks
                 do not do the same, or one of them raised or stopped.
         """
@@ -125,6 +126,8 @@ class MultiLossOptimizer(Optimizer):
             check_reaching(graph, present)
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
+            if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together
+                refuse_nan(present)
             self.pipeline.check(present)
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             backward = Backward(
@@ -154,10 +157,13 @@ class MultiLossOptimizer(Optimizer):
             losses: As for `backward`. Left out, the step uses `.grad` as it is. A function is taken as the closure.
             closure: Evaluates the model anew, for optimizers such as LBFGS. It clears the gradients and returns the
                 losses (their backward is done here), or does its own backward and returns one loss. All random
-                decisions are the same in each evaluation within one step.
+                decisions, and all weights of losses, are the same in each evaluation within one step. The inner
+                optimizer is told the sum of the weighted losses. If it searches along a line by that
+                (`line_search_fn="strong_wolfe"`), use weightings alone: no loss has the gradient that the other
+                transforms make, and one warning tells so.
 
         Returns:
-            What the inner optimizer returns: the first evaluation's loss if there is a closure, else None.
+            What the inner optimizer returns: the first evaluation's value if there is a closure, else None.
 
         Raises:
             TypeError: If losses are given to an inner optimizer that needs a closure.
@@ -178,20 +184,7 @@ class MultiLossOptimizer(Optimizer):
             self.backward(losses)
         if closure is None:
             return self.inner.step()
-        return self.inner.step(self._evaluation(closure))
-
-    def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        frozen = copy.deepcopy(self.pipeline.state())
-
-        def evaluate() -> Any:
-            value = closure()
-            if value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-                return value
-            self.pipeline.load_state(copy.deepcopy(frozen))
-            self.backward(value)
-            return sum(loss.detach() for loss in _present(value))
-
-        return evaluate
+        return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, self._memory))
 
     def explain(self) -> str:
         """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
@@ -292,8 +285,3 @@ class MultiLossOptimizer(Optimizer):
 def _needs_closure(step: Callable[..., Any]) -> bool:
     closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _present(losses: Any) -> list[Tensor]:
-    entries = losses.values() if hasattr(losses, "values") and not isinstance(losses, Tensor) else losses
-    return [loss for loss in entries if loss is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._checks import Keep, check_keep, check_leaks, check_marginalize
 from ._draws import Part
 from ._draws import uniform as draw
-from ._dtypes import wide_dtype, widen
+from ._dtypes import holds_squares, solid_dtype, wide_dtype, widen
 from ._ranks import ALONE, Ranks
 from ._scratch import Scratch
 
@@ -196,11 +196,21 @@ def _keep_probability(positive: Tensor, negative: Tensor, keep: Keep, out: Tenso
 
 def norm_ratio(total: Tensor, combined: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """‖total‖ / ‖combined‖ over the parts on all ranks, or 1 where nothing is left to rescale."""
-    norms = torch.stack([total.norm(), combined.norm()])
+    norms = torch.stack([_norm(total), _norm(combined)])
     if ranks.size > 1:
         norms = ranks.sum(norms.square()).sqrt()
     before, after = norms
     return torch.where(after > 0, before / after, torch.ones_like(after))
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """‖tensor‖ in the widest dtype, also where float32 does not hold the squares, as of 1e-26 or 1e34."""
+    solid = solid_dtype(tensor.device)
+    norm: Tensor = tensor.norm()
+    if tensor.device.type == "cpu" and holds_squares(float(norm) ** 2, tensor.numel()):
+        return norm.to(solid)  # several times as fast; elsewhere it would have to be waited for
+    wide: Tensor = torch.linalg.vector_norm(tensor, dtype=solid)
+    return wide
 
 
 def marginal(rows: Tensor, activation: Tensor | None, dims: tuple[int, ...] | None) -> Tensor:

@@ -29,6 +29,12 @@ HARD = {
     "scales 1e-15 to 1e15": _SCALES * _random(6, 10, seed=7),
     "all tiny": 1e-15 * _random(4, 30),
     "all huge": 1e15 * _random(4, 30),
+    "all 1e-26": 1e-26 * _random(4, 30),
+    "all 1e20": 1e20 * _random(4, 30),
+    "scales 1e-30 to 1e30": _SCALES**2 * _random(6, 10, seed=7),
+    "copies and a negative": _random(2, 6, seed=8)[[0, 1, 0, 0, 1]] * torch.tensor([[1.0], [1], [1], [-1], [1]]),
+    "rank two": _random(5, 2, seed=9) @ _random(2, 30, seed=10),
+    "one number each": _random(4, 1, seed=11),
 }
 
 REGULAR = ("independent", "in conflict", "many", "two")  # linearly independent rows of like lengths

@@ -9,9 +9,11 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
+from methods import WEIGHTINGS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer, lr_scheduler, swa_utils
@@ -19,6 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import mtopt
 from mtopt import GradDrop, MultiLossOptimizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:LBFGS has line_search_fn")  # with GradDrop: it is told, see below
 
 CLASSES = {
     name: cls
@@ -281,6 +285,82 @@ def test_lbfgs_sees_one_mask_for_a_whole_step(line_search):
     optimizer.zero_grad()
     optimizer.backward(net(batches[0]))
     assert after == optimizer.transforms[0].state_dict()  # one draw in all
+
+
+class Probe(torch.optim.SGD):
+    """Evaluates twice to both sides of where it is, along the gradient."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+            (weight,) = self.param_groups[0]["params"]
+            at, self.gradient, self.values = weight.detach().clone(), weight.grad.clone(), []
+            for way in (1e-5, -1e-5):
+                weight.data = at + way * self.gradient
+                self.values.append(float(closure()))
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_an_inner_optimizer_is_told_the_loss_whose_gradient_it_has(name):
+    """By differences: the value falls as steeply as the gradient is long, also where weights are drawn or trained."""
+    weight = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+    probe = Probe([weight], lr=0.1)
+    optimizer = MultiLossOptimizer(probe, WEIGHTINGS[name]())
+
+    def closure():
+        optimizer.zero_grad()
+        return {"a": 3 * weight.square().sum(), "b": (weight - 1).exp().sum(), "c": weight.cosh().mean()}
+
+    for _ in range(3):
+        optimizer.step(closure)
+        steep = (probe.values[0] - probe.values[1]) / 2e-5
+        assert steep == pytest.approx(float(probe.gradient.square().sum()), rel=1e-5)
+
+
+def test_a_line_search_over_weighted_losses_goes_where_it_goes_with_weights_by_hand():
+    ends = []
+    for by_hand in (True, False):
+        net, batches, _, _ = make("SGD")
+        inner = torch.optim.LBFGS(net.parameters(), max_iter=20, line_search_fn="strong_wolfe")
+        optimizer = MultiLossOptimizer(inner, [] if by_hand else mtopt.ConstantWeights([100.0, 0.01]))
+
+        def closure(net=net, optimizer=optimizer, batch=batches[0], by_hand=by_hand):
+            optimizer.zero_grad()
+            a, b = net(batch)
+            return [100.0 * a, 0.01 * b] if by_hand else [a, b]
+
+        optimizer.step(closure)
+        ends.append(weights(net))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+LINE_SEARCHES = {
+    "GradDrop": ("strong_wolfe", mtopt.GradDrop, 1),
+    "behind a weighting": ("strong_wolfe", lambda: [mtopt.RLW(), mtopt.MGDA()], 1),
+    "a weighting": ("strong_wolfe", mtopt.UncertaintyWeighting, 0),
+    "the plain sum": ("strong_wolfe", lambda: [], 0),
+    "no line search": (None, mtopt.GradDrop, 0),
+}
+
+
+@pytest.mark.parametrize("case", LINE_SEARCHES)
+def test_a_line_search_is_told_once_where_no_loss_has_the_gradient(case):
+    line_search, transforms, times = LINE_SEARCHES[case]
+    net, batches, _, _ = make("SGD")
+    inner = torch.optim.LBFGS(net.parameters(), max_iter=3, line_search_fn=line_search)
+    optimizer = MultiLossOptimizer(inner, transforms())
+
+    def closure():
+        optimizer.zero_grad()
+        return net(batches[0])
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        optimizer.step(closure)
+        optimizer.step(closure)
+    assert len(told) == times
+    assert all("Take line_search_fn=None, or weight the losses instead" in str(word.message) for word in told)
 
 
 @pytest.mark.parametrize("keyword", [True, False])

@@ -402,3 +402,11 @@ def test_rows_must_be_real_tensors_with_a_loss_dimension(function):
 def test_bad_settings_are_named(settings, error, message):
     with pytest.raises(error, match=message):
         sign_dropout(torch.randn(2, 3, 4), **settings)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-26, 1.0, 1e34])
+def test_renormalized_rows_of_any_size_are_as_long_as_their_sum(scale):
+    """Where float32 does not hold the squares, too."""
+    rows = scale * torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    found = sign_dropout(rows, renormalize=True, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.double().norm(), rows.sum(0).double().norm(), rtol=1e-3, atol=0)

@@ -163,7 +163,7 @@ def test_fair_weights_are_scipy_s(name, power):
 
 
 @pytest.mark.parametrize("name", HARD)
-@pytest.mark.parametrize("power", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("power", [0.2, 1.0, 5.0, 50.0])
 def test_fair_weights_are_finite(name, power):
     weights = solvers.fair_weights(HARD[name] @ HARD[name].T, power)
     assert weights.isfinite().all()
@@ -195,3 +195,16 @@ def test_solvers_know_no_order(seed, n):
         solvers.equal_cosines,
     ):
         torch.testing.assert_close(solve(turned), solve(gramian)[order], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("below", [1 - 5.5e-8, 1 + 5.5e-8])
+def test_a_gramian_that_rounding_made_asymmetric_is_no_singular_one(below):
+    """Two copies, whose products were rounded to both sides."""
+    gramian = torch.tensor([[1.0, 1 / below], [below, 1.0]], dtype=torch.float64)
+    for weights in (
+        solvers.min_norm(gramian),
+        solvers.conflict_averse(gramian, 0.4),
+        solvers.fair_weights(gramian, 1.0),
+    ):
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()

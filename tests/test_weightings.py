@@ -649,6 +649,7 @@ def test_values_that_a_method_cannot_take_are_refused_by_name(method, values, ma
     assert repr(method.state_dict()) == state
 
 
+@pytest.mark.filterwarnings("ignore:`losses\\[1\\]` is 0")  # UncertaintyWeighting tells of it
 @pytest.mark.parametrize(
     "method",
     [FAMO(min_losses=-3), SoftAdapt(), SoftAdapt(normalized=True), DWA(), UncertaintyWeighting(), ReLoBRaLo()],

@@ -1,4 +1,7 @@
-"""What the ranks tell each other before they combine gradients together, and what is refused on all of them then."""
+"""What the ranks tell each other before they combine gradients together, and what is refused on all of them then.
+
+One process alone has nobody to tell; what it refuses in the same words is here, too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from .._ranks import Ranks
+from .._transform import Losses
 
 Owned = tuple[Any, int]  # a parameter (its number in the optimizer, else its shape) and a bit mask of its losses
 
@@ -79,6 +83,22 @@ class Agreement:
         if isinstance(error, Exception) and not self.reached:
             with suppress(RuntimeError):  # the error itself is what the user shall see
                 self._exchange(f"{type(error).__name__}: {error}")
+
+
+def refuse_nan(losses: Losses) -> None:
+    """Refuse a loss without a value, in one process: for transforms that read the values, and would pass it on to all.
+
+    An overflow under a GradScaler is its affair: it skips the step.
+    """
+    if losses.scalars is None or losses.scale is not None:
+        return
+    for position, nan in enumerate(losses.values.isnan().tolist()):
+        if nan:
+            raise ValueError(
+                f"`losses[{losses.label(position)}]` is NaN, which would make the gradients of all losses NaN. Give "
+                f"None for a loss that is absent in this step (the mean over no examples is NaN), or find the cause "
+                f"with torch.autograd.detect_anomaly()."
+            )
 
 
 def _check(everywhere: Sequence[Facts]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,18 @@ from .._dtypes import wide_dtype, widen
 from .._ranks import Ranks
 from .._scratch import Scratch
 from .._transform import GramianTransform, Losses, RowTransform, Site
-from .products import Rows, gramian, side_by_side, stacked_if_small, weighted_sum
+from .products import (
+    SMALL,
+    Rows,
+    excess,
+    gramian,
+    lost,
+    nearly_dependent,
+    scaled,
+    side_by_side,
+    stacked_if_small,
+    weighted_sum,
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +34,12 @@ class Weights:
     Attributes:
         values: Shape `(T,)` or `(T, T)`, float64, on the CPU.
         indices: The indices of the T losses.
+        exact: Whether rows cancel each other so far that they must be added up in float64.
     """
 
     values: Tensor
     indices: list[int]
+    exact: bool = False
 
     @property
     def mixing(self) -> bool:
@@ -55,18 +68,27 @@ class Block:
         self.indices = list(losses.indices)
         self.site = site
 
+    def rows_of(self, index: int) -> list[Tensor]:
+        """The row of a loss, if it has one here."""
+        return [row for row, i in zip(self.rows, self.indices, strict=True) if i == index]
+
     def weigh(self, weights: Weights | None) -> None:
         """Scale or mix the rows."""
         if weights is None:
             return
+        dtype = self.rows[0].dtype
         if not weights.mixing:
-            pairs = zip(self.rows, weights.of(self.indices), strict=True)
-            self.rows = [(widen(row) * weight).to(row.dtype) for row, weight in pairs]
+            numbers = weights.of(self.indices)
+            powers = excess(numbers)
+            triples = zip(scaled(self.rows, powers), numbers, powers, strict=True)
+            self.rows = [(widen(row) * (number / 2.0**power)).to(dtype) for row, number, power in triples]
         else:  # a mixed row may exist for a loss that has none of its own here
             mixed = list(self.site.losses.indices)
-            rows = side_by_side(self.rows)
-            matrix = weights.matrix(mixed, self.indices).to(widen(rows))
-            self.rows, self.indices = torch.tensordot(matrix, widen(rows), 1).to(rows.dtype), mixed
+            matrix = weights.matrix(mixed, self.indices)
+            powers = excess(matrix.abs().amax(0).tolist())
+            rows = widen(side_by_side(scaled(self.rows, powers)))
+            matrix = (matrix / matrix.new_tensor([2.0**power for power in powers])).to(rows)
+            self.rows, self.indices = torch.tensordot(matrix, rows, 1).to(dtype), mixed
 
     def transformed(self, transform: RowTransform) -> Tensor:
         rows = side_by_side(self.rows)
@@ -82,7 +104,7 @@ class Block:
 
     def sum(self, weights: Weights) -> Tensor:
         """The sum of the rows, scaled or mixed: without a (T, *S) temporary."""
-        return weighted_sum(self.rows, weights.of(self.indices))
+        return weighted_sum(self.rows, weights.of(self.indices), exact=weights.exact)
 
     def sum_transformed(self, transform: RowTransform) -> Tensor:
         """The sum of the transformed rows: without a (T, *S) temporary where the transform takes them one by one."""
@@ -114,7 +136,8 @@ def gramian_weights(transform: GramianTransform, blocks: Collection[Block]) -> W
         products = products / losses.scale**2
     if not _finite(products, losses, transform):  # an overflow stays visible, and leaves no trace in the state
         return Weights(torch.full((len(indices),), torch.nan, dtype=torch.float64), indices)
-    return Weights(transform.weights(products, losses).to("cpu", torch.float64), indices)
+    exact = _many(blocks) and nearly_dependent(products)
+    return Weights(transform.weights(products, losses).to("cpu", torch.float64), indices, exact)
 
 
 def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:
@@ -144,10 +167,28 @@ def _losses_of(blocks: Collection[Block]) -> list[int]:
 
 def _sum_of_products(blocks: Collection[Block], indices: Sequence[int]) -> Tensor:
     """The sum of the blocks' Gramians, with a row for each of the losses."""
+    total = _sum_of_gramians(blocks, indices, exact=False)
+
+    def rows_of(position: int) -> Iterator[Tensor]:
+        return (row for block in blocks for row in block.rows_of(indices[position]))
+
+    size = sum(block.rows[0].numel() for block in blocks)
+    here = total.to("cpu", torch.float64)  # read once for all blocks
+    if lost(here.diagonal().tolist(), size, rows_of) or (_many(blocks) and nearly_dependent(here)):
+        total = _sum_of_gramians(blocks, indices, exact=True)
+    return (total + total.T) / 2  # BLAS may round the two halves differently
+
+
+def _many(blocks: Collection[Block]) -> bool:
+    """Whether float32 is used at all: few numbers are multiplied and added up in float64."""
+    return any(len(block.rows) * block.rows[0].numel() > SMALL for block in blocks)
+
+
+def _sum_of_gramians(blocks: Collection[Block], indices: Sequence[int], *, exact: bool) -> Tensor:
     total: Tensor | None = None
     scratch = Scratch()
     for block in blocks:
-        products = gramian(block.rows, scratch)
+        products = gramian(block.rows, scratch, exact=exact)
         if block.indices != list(indices):
             index = torch.tensor([indices.index(i) for i in block.indices], device=products.device)
             whole = products.new_zeros(len(indices), len(indices))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._dtypes import solid_dtype, widen
-from .products import gramian
+from .products import gramian, lost
 
 BINS = 20
 
@@ -39,7 +39,10 @@ class Conflict:
     def add(self, rows: Sequence[Tensor], positions: Sequence[int]) -> None:
         """Take in the rows at one site, of the losses at these positions."""
         index = torch.tensor(positions)
-        self.gramian[index[:, None], index] += gramian(rows).to(self.gramian)
+        products = gramian(rows)
+        if lost(products.diagonal().tolist(), rows[0].numel(), lambda i: [rows[i]]):
+            products = gramian(rows, exact=True)
+        self.gramian[index[:, None], index] += products.to(self.gramian)
         total, positive = _sums(rows)
         negative = total - positive  # exactly 0 where no gradient is negative: both sums take the rows in one order
         purity = positive / (positive - negative)  # NaN where there is no gradient

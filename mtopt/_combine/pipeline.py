@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._ranks import Ranks
@@ -25,6 +26,7 @@ class Pipeline:
         self.weightings: list[LossWeighting] = []
         self.gradient_transforms: list[GramianTransform | RowTransform] = []
         self.watch: Watch | None = None
+        self._kept: dict[int, Tensor] | None = None
         self.joined = False  # whether several ranks have compared them
         self.loaded = False  # whether a checkpoint was loaded since
         for i, transform in enumerate(self.transforms):
@@ -63,9 +65,22 @@ class Pipeline:
         for weighting in self.weightings:
             new = _weights_unless_skipped(weighting, losses)
             weights = new if weights is None else weights * new
+        if weights is not None and self._kept is not None:
+            for index, weight in zip(losses.indices, weights, strict=True):
+                self._kept.setdefault(index, weight)
+            weights = torch.stack([self._kept[index] for index in losses.indices])
         if self.watch is not None and self.watch.due:
             self.watch.weigh(losses, weights)
         return weights
+
+    @contextmanager
+    def weighting_as(self, kept: dict[int, Tensor]) -> Iterator[None]:
+        """Weight losses as in the backwards before that had the same `kept`, by index; one that is new goes into it."""
+        self._kept = kept
+        try:
+            yield
+        finally:
+            self._kept = None
 
     @property
     def uses_values(self) -> bool:

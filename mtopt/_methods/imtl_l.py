@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._checks import check_number, check_positive
 from .._transform import Losses, LossWeighting
-from .state import Trained
+from .state import BelowZero, Trained
 
 
 class IMTLL(LossWeighting):
@@ -15,8 +15,10 @@ class IMTLL(LossWeighting):
     $$L = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}$$
 
     The $s_i$ take one step of Adam in each step, after their weights were used. They are no parameters of the model's
-    optimizer, so that its weight decay does not pull them to 0. The losses should be above 0: the weight of one that is
-    not grows without end.
+    optimizer, so that its weight decay does not pull them to 0.
+
+    The losses should be above 0: $L$ has no least value at one that is not, whose weight grows in every step. A loss
+    may touch 0 now and then, so this is told by one warning, and not refused.
 
     Args:
         lr: Step size of the $s_i$.
@@ -37,6 +39,10 @@ class IMTLL(LossWeighting):
         self.lr = check_positive(lr, "lr")
         self.start = check_number(start, "start")
         self.trained = Trained(self.start, self.lr)
+        self.below_zero = BelowZero()
+
+    def check(self, losses: Losses) -> None:
+        self.below_zero.tell(losses, "IMTLL")
 
     def weights(self, losses: Losses) -> Tensor:
         weights = self.trained.of(losses).exp()

@@ -10,7 +10,8 @@ from torch import Tensor
 FLOOR = 1e-8
 """Least eigenvalue of the Gramian of rows of length 1: what it is raised to where rows are linearly dependent.
 
-A Gramian of float32 rows is known to about 1e-7. A lower floor would let weights of 1e4 and more cancel each other.
+Float32 rows say nothing of a part of them below 1e-7 of their length. A lower floor would let weights of 1e4 and more
+cancel each other.
 """
 
 ROUNDS = 500
@@ -163,10 +164,10 @@ def fair_weights(gramian: Tensor, power: float) -> Tensor:
     if not here.any():
         return weights
     cosines, norms = unit_rows(gramian[here][:, here])
-    scale = norms ** (power - 1)
-    u = scale ** (1 / (1 + power))  # exact where the rows are orthogonal
+    start = norms ** ((power - 1) / (power + 1))  # exact where the rows are orthogonal
+    u = start
     for _ in range(ROUNDS):
-        pull = scale * u**-power
+        pull = start * (start / u) ** power  # norms ** (power - 1) * u**-power, which would overflow on the way
         curvature = cosines + torch.diag(power * pull / u)
         step = torch.linalg.solve(curvature, pull - cosines @ u)
         longest = float((step / u).abs().max())
@@ -180,20 +181,22 @@ def fair_weights(gramian: Tensor, power: float) -> Tensor:
 def equal_cosines(gramian: Tensor) -> Tensor:
     r"""Weights $u$ of the rows at length 1 in a vector whose product with each of these is 1; 0 for a row of zeros.
 
-    $u = C^+ 1$ with the cosines $C$: the least squares, where rows are linearly dependent.
+    $u = C^+ 1$ with the cosines $C$: the least squares, where rows are linearly dependent. All are 0 where that vector
+    is 0, as for two opposite rows, and not what rounding makes of it.
     """
     weights = torch.zeros_like(gramian.diagonal())
     here = gramian.diagonal() > 0
     norms = gramian.diagonal()[here].sqrt()
     cosines = gramian[here][:, here] / norms / norms[:, None]
     weights[here] = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
-    return weights
+    return weights if weights.sum() > 1e-12 else torch.zeros_like(weights)  # their sum is the vector's squared length
 
 
 def unit_rows(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """The Gramian of the rows at length 1, with no eigenvalue below `FLOOR`; and their lengths. No row is zero."""
     norms = gramian.diagonal().sqrt()
     cosines = gramian / norms / norms[:, None]
+    cosines = (cosines + cosines.T) / 2  # what is decided from one half must hold for the other
     _, failed = torch.linalg.cholesky_ex(cosines - FLOOR * torch.eye(len(cosines), dtype=cosines.dtype))
     if failed:
         values, vectors = torch.linalg.eigh(cosines)

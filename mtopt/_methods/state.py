@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -166,3 +167,23 @@ class Trained:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in ("numbers", "steps", "mean", "square"):
             getattr(self, name).load_state_dict(state_dict[name])
+
+
+class BelowZero:
+    """Tells once that a loss is at or below 0, where a weight that is trained along never stops growing."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def tell(self, losses: Losses, method: str) -> None:
+        for position, value in enumerate(() if self.told else losses.values.tolist()):
+            if value <= 0:
+                self.told = True
+                warnings.warn(
+                    f"`losses[{losses.label(position)}]` is {value:g}. At losses of 0 or below, {method}'s weight "
+                    f"grows in every step, without bound. If it stays there, add a constant that keeps it above 0, or "
+                    f"take a method that does not read the losses, such as ConstantWeights.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._checks import check_positive
 from .._transform import Losses, LossWeighting
-from .state import Trained
+from .state import BelowZero, Trained
 
 
 class UncertaintyWeighting(LossWeighting):
@@ -16,6 +16,10 @@ class UncertaintyWeighting(LossWeighting):
 
     The $s_i = \log \sigma_i^2$ take one step of Adam in each step, after their weights were used. They are no
     parameters of the model's optimizer, so that its weight decay does not pull them to 0.
+
+    The losses should be above 0, as those of a likelihood's squares and cross entropies are: $L$ has no least value at
+    one that is not, whose weight grows in every step. A loss may touch 0 now and then, so this is told by one warning,
+    and not refused.
 
     Args:
         lr: Step size of the $s_i$.
@@ -36,6 +40,10 @@ class UncertaintyWeighting(LossWeighting):
         self.lr = check_positive(lr, "lr")
         self.start = float(start)
         self.trained = Trained(self.start, self.lr)
+        self.below_zero = BelowZero()
+
+    def check(self, losses: Losses) -> None:
+        self.below_zero.tell(losses, "UncertaintyWeighting")
 
     def weights(self, losses: Losses) -> Tensor:
         weights = 0.5 * (-self.trained.of(losses)).exp()

@@ -1,0 +1,64 @@
+"""A closure that returns losses, as an optimizer evaluates it within one step: one decision, one value. No step."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._combine.pipeline import Pipeline
+from ._transform import LossesLike
+
+
+def evaluation(
+    closure: Callable[[], Any],
+    backward: Callable[[LossesLike], None],
+    pipeline: Pipeline,
+    inner: Optimizer,
+    memory: dict[str, Any],
+) -> Callable[[], Any]:
+    """What the inner optimizer calls: the closure, the backward of the losses that it returns, and their value.
+
+    All evaluations start from the same state of the transforms, and weight the losses as the first one does. The value
+    is the sum of the weighted losses, whose gradient `.grad` is if no transform combines gradients.
+    """
+    frozen = copy.deepcopy(pipeline.state())
+    weights: dict[int, Tensor] = {}
+
+    def evaluate() -> Any:
+        value = closure()
+        if value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+            return value
+        _tell_line_search(pipeline, inner, memory)
+        pipeline.load_state(copy.deepcopy(frozen))
+        with pipeline.weighting_as(weights):
+            backward(value)
+        return sum(weights[i].to(loss) * loss if i in weights else loss for i, loss in _present(value))
+
+    return evaluate
+
+
+def _present(losses: Any) -> Iterator[tuple[int, Tensor]]:
+    entries = losses.values() if hasattr(losses, "values") and not isinstance(losses, Tensor) else losses
+    return ((i, loss.detach()) for i, loss in enumerate(entries) if loss is not None)
+
+
+def _tell_line_search(pipeline: Pipeline, inner: Optimizer, memory: dict[str, Any]) -> None:
+    """Tell once that a line search compares losses, where what is combined of their gradients belongs to none."""
+    if not pipeline.gradient_transforms or memory.get("line search told"):
+        return
+    searches = [group["line_search_fn"] for group in inner.param_groups if group.get("line_search_fn")]
+    if searches:
+        memory["line search told"] = True
+        warnings.warn(
+            f"{type(inner).__name__} has line_search_fn={searches[0]!r}, which compares losses, but what "
+            f"{type(pipeline.gradient_transforms[0]).__name__} makes of their gradients is not the gradient of any "
+            f"loss, so that the search may stop too early. Take line_search_fn=None, or weight the losses instead, "
+            f"as ConstantWeights does.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
