@@ -83,7 +83,6 @@ class MultiLossLayer(nn.Module):
             settings = len(self.losses), self._key, self.pipeline.marginalized is not None
             aliases = CompiledFanOut.apply(activation, *settings)  # type: ignore[no-untyped-call]
         else:
-            self.pipeline.trials.run(self.losses, activation.shape, activation.dtype, activation.device)
             aliases = FanOut.apply(activation, self)  # type: ignore[no-untyped-call]
         return aliases
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .._graph.loss_graph import Edge, Meeting, metadata_of
+from .._graph.loss_graph import Edge, Meeting
 from .._torch import has_sparse_gradient
 from .backward import Backward
 from .fan_out import COMBINED_ALREADY, combines_itself
@@ -38,9 +38,7 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
     for meeting in meetings:
         check_real(meeting.dtype)
         check_dense(not any(has_sparse_gradient(node) for node, _, _ in meeting.entries))
-        losses, at = backward.losses.at(meeting.positions), metadata_of(meeting.edge)
-        if len(losses) > 1:
-            backward.pipeline.trials.run(losses, at.shape, at.dtype, at.device)
+        backward.pipeline.first_backwards.expect(len(meeting.positions), len(meeting.shape))
     if any(len(backward.positions_at(group)) > 1 for group in joint):
         return
     several = [meeting for meeting in meetings if not meeting.separate or len(meeting.positions) > 1]

@@ -16,7 +16,7 @@ from .._checks import is_listed, kind_of, nearest
 from .._ranks import Ranks
 from .._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .combination import Combination, Held, Streamed
-from .returned import Trials, check_weights, stream_of
+from .returned import FirstBackwards, check_weights, stream_of
 from .watching import Watch, Watched
 
 
@@ -46,7 +46,7 @@ class Pipeline:
                     f"`transforms[{i}]` must be a LossWeighting, GramianTransform or RowTransform, "
                     f"but it is {_wrong_transform(transform)}"
                 )
-        self.trials = Trials(self.gradient_transforms)
+        self.first_backwards = FirstBackwards(self.gradient_transforms)
 
     @property
     def marginalized(self) -> tuple[int, ...] | None:

@@ -1,17 +1,14 @@
-"""What a user's transform returns: checked where it is called, and tried out before a backward begins. No maths."""
+"""What a user's transform returns, checked where it is called; and a backward that fails in it, taken back. No maths."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from .._checks import kind_of
-from .._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Stream, Transform
-from .products import gramian
+from .._transform import GramianTransform, LossWeighting, RowTransform, Site, Stream, Transform
 
 
 def check_weights(transform: LossWeighting | GramianTransform, weights: Tensor, n_losses: int) -> Tensor:
@@ -53,10 +50,10 @@ def _check_like(new: Tensor, like: Tensor, needed: str, hint: str) -> Tensor:
 def stream_of(transform: RowTransform, site: Site) -> Stream | None:
     """The transform's stream. One that is not ours checks what it returns."""
     stream = transform.stream(site)
-    return stream if stream is None or _is_ours(transform) else CheckedStream(transform, stream)
+    return stream if stream is None or _is_ours(transform) else _Checked(transform, stream)
 
 
-class CheckedStream:
+class _Checked:
     """A stream whose result is checked."""
 
     def __init__(self, transform: RowTransform, stream: Stream) -> None:
@@ -75,72 +72,44 @@ class CheckedStream:
         self.stream.add(position, row)
 
     def result(self) -> Tensor:
-        return self.check(self.stream.result())
-
-    def check(self, combined: Tensor) -> Tensor:
         needed = f"`result` of the stream of {self.name} must return a sum"
-        return _check_like(combined, self.like, needed, "It is that of the new rows, as one row.")
+        return _check_like(self.stream.result(), self.like, needed, "It is that of the new rows, as one row.")
 
 
-class Trials:
-    """Tries transforms that are not ours on rows of a new form, so that an error comes before any `.grad` changes.
+class FirstBackwards:
+    """Takes back what a backward has added to `.grad`, if it is the first of its form and a transform fails in it.
 
-    A copy is tried, with the global random numbers put back; one that cannot be copied is not tried. What it raises by
-    itself is let pass, since random rows may not suit it.
+    At activations the rows come in the middle of the one backward, when heads may have their gradients already. Only
+    for transforms that are not ours; later backwards of the same form cost nothing.
     """
 
-    def __init__(self, transforms: Sequence[GramianTransform | RowTransform]) -> None:
-        self.transforms = [] if all(map(_is_ours, transforms)) else transforms
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.needed = not all(map(_is_ours, transforms))
         self.done: set[tuple[int, int]] = set()  # numbers of rows and of their dims
+        self.coming: set[tuple[int, int]] = set()
 
-    def run(self, losses: Losses, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        """Raise TypeError or ValueError if a transform returns what it must not."""
-        if not self.transforms or (len(losses), len(shape)) in self.done:
+    def expect(self, n_rows: int, n_dims: int) -> None:
+        """A site of the next backward."""
+        if self.needed and (n_rows, n_dims) not in self.done:
+            self.coming.add((n_rows, n_dims))
+
+    @contextmanager
+    def undone(self, leaves: Iterable[Tensor]) -> Iterator[None]:
+        """While active, an error takes back what was added to these since."""
+        if not self.coming:
+            yield
             return
-        cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            try:
-                copies = copy.deepcopy(list(self.transforms))
-                rows = torch.randn(len(losses), *shape, dtype=dtype, device=device)
-            except Exception:
-                copies = []
-            for transform in copies:
-                if isinstance(transform, GramianTransform):
-                    _try_weights(transform, rows, losses)
-                else:
-                    _try_rows(transform, rows, losses, last=transform is copies[-1])
-        self.done.add((len(losses), len(shape)))
-
-
-_FAILED = object()
-
-
-def _attempt(call: Callable[..., Any], *arguments: object) -> Any:
-    try:
-        return call(*arguments)
-    except Exception:
-        return _FAILED
-
-
-def _try_weights(transform: GramianTransform, rows: Tensor, losses: Losses) -> None:
-    weights = _attempt(transform.weights, gramian(rows).cpu(), losses)
-    if weights is not _FAILED:
-        check_weights(transform, weights, len(losses))
-
-
-def _try_rows(transform: RowTransform, rows: Tensor, losses: Losses, *, last: bool) -> None:
-    site = Site(losses, None if transform.marginalize is None else torch.randn_like(rows[0]))
-    stream = _attempt(transform.stream, site) if last else None
-    if stream is None or stream is _FAILED:
-        new = _attempt(transform.transform, rows, site)
-        if new is not _FAILED:
-            check_rows(transform, new, rows)
-        return
-    checked = CheckedStream(transform, stream)
-    added = [_attempt(checked.add, position, row) for position, row in enumerate(rows)]
-    combined = _FAILED if _FAILED in added else _attempt(stream.result)
-    if combined is not _FAILED:
-        checked.check(combined)  # type: ignore[arg-type]
+        coming, self.coming = self.coming, set()
+        before = [(leaf, leaf.grad, None if leaf.grad is None else leaf.grad.clone()) for leaf in leaves]
+        try:
+            yield
+        except Exception:
+            for leaf, gradient, numbers in before:
+                leaf.grad = gradient
+                if gradient is not None and numbers is not None:
+                    gradient.copy_(numbers)
+            raise
+        self.done |= coming
 
 
 def _is_ours(transform: Transform) -> bool:
