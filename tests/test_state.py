@@ -53,7 +53,11 @@ def refused(optimizer, state, match):
     assert str(optimizer.state_dict()) == str(before)
 
 
-@pytest.mark.parametrize("own", [{}, {"transforms": 3}, {"transforms": {}}, 3, [], {"transforms": [3]}], ids=str)
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"transforms": 3}, {"transforms": {}}, 3, [], {"transforms": [3]}, {"transforms": [{}], "classes": 3}],
+    ids=str,
+)
 def test_what_is_no_state_of_transforms_is_refused(own):
     _, optimizer = start(mtopt.GradDrop(), 2)
     refused(

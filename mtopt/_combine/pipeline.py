@@ -141,12 +141,12 @@ class Pipeline:
         Raises:
             ValueError: If it is the state of other transforms, or spoiled.
         """
-        states = state_dict.get("transforms") if isinstance(state_dict, Mapping) else None
-        if not isinstance(states, (list, tuple)):
+        given = state_dict if isinstance(state_dict, Mapping) else {}
+        states, names = given.get("transforms"), given.get("classes", [])
+        if not (isinstance(states, (list, tuple)) and isinstance(names, (list, tuple))):
             raise ValueError(
                 f"`state_dict` has {state_dict!r} for the transforms, which is no state of theirs. {_ANEW}"
             )
-        names = state_dict.get("classes", [])
         for i, (transform, name) in enumerate(zip(self.transforms, names, strict=False)):
             if len(states) == len(self.transforms) and name not in [cls.__name__ for cls in type(transform).__mro__]:
                 raise ValueError(

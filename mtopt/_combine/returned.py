@@ -1,4 +1,4 @@
-"""What a user's transform returns, checked where it is called; and a backward that fails in it, taken back. No maths."""
+"""What a user's transform returns, checked where it is called; a backward that fails in it, taken back. No maths."""
 
 from __future__ import annotations
 
