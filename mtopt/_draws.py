@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import check_seed
+from ._checks import check_count, check_seed, is_whole
 from ._scratch import Scratch
+from ._torch import last_seeding
 
 
 class Draws:
     """Private random numbers whose whole state is two integers: draw n is the same wherever it is made.
 
     Args:
-        seed: `None` derives it from the state of torch's global generator, which is left as it was.
+        seed: `None` derives one from the state of torch's global generator, which is left as it was: another each time,
+            and the same ones again after `torch.manual_seed`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -39,7 +42,10 @@ class Draws:
         return {"seed": self.seed, "count": self.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seed, self.count = int(state_dict["seed"]), int(state_dict["count"])
+        seed, count = state_dict["seed"], state_dict["count"]
+        if not is_whole(seed):
+            raise ValueError(f"`seed` must be a whole number, but it is {seed!r}")
+        self.seed, self.count = seed, check_count(count, "count", 0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_generators": {}}
@@ -91,7 +97,28 @@ def _mix(number: int) -> int:
     return number ^ number >> 31
 
 
+@dataclass
+class _Made:
+    """The seeds made since torch's global generator was seeded or drawn from."""
+
+    state: Tensor  # of the generator
+    seeding: object
+    count: int
+
+
+_made: list[_Made] = []  # the newest alone
+_lock = Lock()
+
+
 def _seed_from_global_state() -> int:
-    copy = torch.Generator()
-    copy.set_state(torch.get_rng_state())
-    return int(torch.randint(2**62, (), generator=copy))
+    """Another one in each call, and the same ones again after `torch.manual_seed`. The global state stays as it is."""
+    state, seeding = torch.get_rng_state(), last_seeding()
+    with _lock:
+        last = _made[0] if _made else None
+        since = last is not None and last.seeding == seeding and torch.equal(last.state, state)
+        count = last.count + 1 if last is not None and since else 0
+        _made[:] = [_Made(state, seeding, count)]
+    generator = torch.Generator()
+    generator.set_state(state)
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    return seed if count == 0 else _mix(seed + count) >> 2

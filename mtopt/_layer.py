@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._backward.fan_out import CompiledFanOut, FanOut, check_not_refused, register
+from ._checks import check_loss_names
 from ._combine.pipeline import Pipeline
 from ._methods.graddrop import GradDrop
 from ._ranks import ranks_of
@@ -37,7 +38,8 @@ class MultiLossLayer(nn.Module):
     Raises:
         ValueError: If there is no loss, a name stands twice, a transform needs loss values, or its settings do not
             fit the losses.
-        TypeError: If a transform is not a transform. In `forward`, if the input is no real floating-point tensor.
+        TypeError: If `losses` is neither a number nor a list of names, or a transform is not a transform. In `forward`,
+            if the input is no real floating-point tensor.
 
     Example:
         >>> share = MultiLossLayer(["seg", "depth"], GradDrop(marginalize=0))
@@ -55,12 +57,7 @@ class MultiLossLayer(nn.Module):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        names = None if isinstance(losses, int) else tuple(losses)
-        n_losses = losses if isinstance(losses, int) else len(losses)
-        if n_losses < 1:
-            raise ValueError(f"`losses` must be at least 1 loss, or one name or more, but it is {losses!r}.")
-        if names is not None and len(set(names)) < n_losses:
-            raise ValueError(f"`losses` names one loss twice: {list(names)}.")
+        n_losses, names = check_loss_names(losses)
         self.losses = Losses(tuple(range(n_losses)), n_losses, names)
         self.pipeline = Pipeline(GradDrop() if transforms is None else transforms)
         if self.pipeline.weightings:

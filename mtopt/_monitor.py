@@ -88,11 +88,11 @@ class Monitor:
             )
         if watched.pipeline.watch is not None:
             raise ValueError("`watched` has a Monitor already. Call its `remove()` first.")
-        self.every = every
+        self.every = int(every)
         self.writer = writer
         self.due = False
         self._steps = 0
-        self._records: deque[Record] = deque(maxlen=keep)
+        self._records: deque[Record] = deque(maxlen=int(keep))
         self._pipeline = watched.pipeline
         self._pipeline.watch = self
 

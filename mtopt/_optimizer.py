@@ -22,13 +22,14 @@ from ._backward.at import check_at, combine_at
 from ._backward.backward import Backward
 from ._backward.explanation import transforms_explained
 from ._backward.marks import MarkSite
-from ._checks import check_chunk_size
+from ._backward.told import Told
+from ._checks import check_chunk_size, check_state_dict, type_of
 from ._closure import evaluation
 from ._combine.pipeline import Pipeline
 from ._graph.alive import check_alive, graph_errors_explained
 from ._graph.batching import Batching
 from ._graph.loss_graph import LossGraph
-from ._graph.losses import check_reaching, common_scale, read_losses
+from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
 from ._torch import not_compiled
@@ -77,7 +78,7 @@ class MultiLossOptimizer(Optimizer):
     ) -> None:
         if not isinstance(inner, Optimizer):
             hint = " Make one first, e.g. torch.optim.AdamW(model.parameters())."
-            raise TypeError(f"`inner` must be a torch.optim.Optimizer, but it is {type(inner).__name__}.{hint}")
+            raise TypeError(f"`inner` must be a torch.optim.Optimizer, but it is {type_of(inner)}.{hint}")
         if isinstance(inner, MultiLossOptimizer):
             raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         self.inner = inner
@@ -88,6 +89,7 @@ class MultiLossOptimizer(Optimizer):
         # a stand-in that shares our attributes.
         self.batching = Batching(check_chunk_size(chunk_size))
         self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "told": set()}
+        self._told = Told(self.pipeline)
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
         if isinstance(self.at, str):
@@ -104,7 +106,7 @@ class MultiLossOptimizer(Optimizer):
     # -- several losses ------------------------------------------------------------------------------------------------
 
     @not_compiled  # it walks the graph, which torch.compile cannot follow; the forward may be compiled
-    def backward(self, losses: LossesLike, *, retain_graph: bool = False) -> None:
+    def backward(self, losses: LossesLike, *more: Any, retain_graph: bool = False) -> None:
         """Add the combined gradient of the losses to `.grad`.
 
         Args:
@@ -118,6 +120,7 @@ class MultiLossOptimizer(Optimizer):
             RuntimeError: If nothing would be combined, the graph was freed, or a named module was not called; if ranks
                 do not do the same, or one of them raised or stopped.
         """
+        check_one_list(more, "backward")
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
@@ -129,6 +132,7 @@ class MultiLossOptimizer(Optimizer):
             if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together
                 refuse_nan(present)
             self.pipeline.check(present)
+            self._told.tell(present, ranks.size)
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             backward = Backward(
                 present,
@@ -149,7 +153,7 @@ class MultiLossOptimizer(Optimizer):
         self._memory["explanation"] = explanation
 
     def step(  # type: ignore[override]
-        self, losses: LossesLike | Callable[[], Any] | None = None, *, closure: Callable[[], Any] | None = None
+        self, losses: LossesLike | Callable[[], Any] | None = None, *more: Any, closure: Callable[[], Any] | None = None
     ) -> Any:
         """Take one step of the inner optimizer, after a backward of the losses if they are given.
 
@@ -166,9 +170,10 @@ class MultiLossOptimizer(Optimizer):
             What the inner optimizer returns: the first evaluation's value if there is a closure, else None.
 
         Raises:
-            TypeError: If losses are given to an inner optimizer that needs a closure.
+            TypeError: If losses are given one by one, or to an inner optimizer that needs a closure.
             ValueError: If both losses and a closure are given.
         """
+        check_one_list(more, "step")
         if callable(losses):
             if closure is not None:
                 raise ValueError("`losses` is a function and `closure` is given, too. Give one of them.")
@@ -231,25 +236,27 @@ class MultiLossOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, and one more key with the transforms'."""
-        return {**self.inner.state_dict(), _STATE_KEY: {"transforms": self.pipeline.state()}}
+        return {**self.inner.state_dict(), _STATE_KEY: self.pipeline.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a wrapped checkpoint, or a plain one of the inner optimizer (the transforms then stay as they are).
 
         Raises:
-            ValueError: If the checkpoint has another number of transforms, or does not fit the inner optimizer.
+            ValueError: If the checkpoint is of other transforms, spoiled, or does not fit the inner optimizer.
         """
+        check_state_dict(state_dict)
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
         before = copy.deepcopy(self.pipeline.state())
         if own is not None:
-            self.pipeline.load_state(own["transforms"])
+            self.pipeline.load_state_dict(own)
         try:
             self.inner.load_state_dict(inner)
         except Exception:
             self.pipeline.load_state(before)
             raise
         self.pipeline.joined, self.pipeline.loaded = False, True
+        self._told.loaded(state_dict, own=own is not None)
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
         return self.inner.register_step_pre_hook(hook)

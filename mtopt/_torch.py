@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from inspect import signature
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import Node
 from torch.nn.parallel import distributed as ddp
+from torch.utils._pytree import tree_leaves as tree_leaves  # `torch.utils.pytree` is public, but younger than 2.6
 
 # -- nodes of the graph ------------------------------------------------------------------------------------------------
 
@@ -208,6 +209,28 @@ def call_post_accumulate_hooks(parameter: Tensor) -> None:
 
 def is_flattened_by_fsdp1(parameter: Tensor) -> bool:
     return getattr(parameter, "_fsdp_flattened", False)
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+def last_seeding() -> tuple[object, ...]:
+    """Not equal to what it was before, once `torch.manual_seed` was called, though the same seed be given again.
+
+    The generators themselves do not tell. But a seed for devices that are not in use is noted for later, and no process
+    uses both kinds of device.
+    """
+    notes = (getattr(module, "_lazy_seed_tracker", None) for module in (torch.cuda, torch.xpu))
+    return tuple(getattr(note, "manual_seed_all_cb", None) for note in notes)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def names_parameters(state_dict: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's state has names of parameters, not numbers: `torch.distributed.checkpoint` made it."""
+    groups = state_dict.get("param_groups") or ()
+    return any(isinstance(parameter, str) for group in groups for parameter in group.get("params", ()))
 
 
 # -- DistributedDataParallel -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,12 +134,37 @@ class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
         return {name: part.state_dict() for name, part in self._parts()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        parts = dict(self._parts())
-        if state_dict.keys() != parts.keys():
-            raise ValueError(f"it has {sorted(state_dict)} instead of {sorted(parts)}")
-        for name, part in parts.items():
-            part.load_state_dict(state_dict[name])
+        """Take back what `state_dict` gave: all of it, or nothing where it does not fit.
+
+        Raises:
+            ValueError: If it is no such dict, or its numbers are of other types, shapes or losses.
+        """
+        kind, parts = type(self).__name__, dict(self._parts())
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != parts.keys():
+            found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else repr(state_dict)
+            raise ValueError(f"`state_dict` of {kind} must be a dict with {sorted(parts)}, but it has {found}")
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        counts = self._counts_of_losses()
+        name = ""
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state_dict[name])
+                counts |= self._counts_of_losses()
+                if len(counts) > 1:
+                    raise ValueError(f"it is of {max(counts)} losses, but there are {min(counts)}")
+        except Exception as error:
+            for other, part in parts.items():
+                part.load_state_dict(before[other])
+            raise ValueError(f"`state_dict[{name!r}]` does not fit {kind}: {_reason(error)}") from error
+
+    def check_losses(self, losses: Losses) -> None:
+        """Raise `ValueError` if the state is of more losses or fewer; called before anything changes."""
+        for count in self._counts_of_losses():
+            check_as_many(losses, count)
+
+    def _counts_of_losses(self) -> set[int]:
+        """Of how many losses the state is; empty before the first step."""
+        return {n for _, part in self._parts() if isinstance(n := getattr(part, "n_losses", None), int)} - {0}
 
     def _parts(self) -> Iterator[tuple[str, State]]:
         return ((name, part) for name, part in vars(self).items() if hasattr(part, "state_dict"))
@@ -149,6 +175,18 @@ class Transform(ABC):  # noqa: B024  (its kinds have the abstract methods)
         settings = [s for s in inspect.signature(type(self)).parameters.values() if s.name in vars(self)]
         given = [(s.name, getattr(self, s.name)) for s in settings if not _same(getattr(self, s.name), s.default)]
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+
+def check_as_many(losses: Losses, before: int) -> None:
+    if before != losses.n_losses:
+        raise ValueError(
+            f"`losses` has {losses.n_losses} entries, but {before} in the steps before. Give None for a loss that is "
+            f"absent, and load no checkpoint of other losses."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def _same(value: object, usual: object) -> bool:

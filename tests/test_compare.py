@@ -327,6 +327,7 @@ def test_with_seconds_losses_are_means_of_the_last_tenth_of_the_steps():
     assert run["losses"]["0"] == pytest.approx(sum(kept) / len(kept))
 
 
+@pytest.mark.filterwarnings("ignore:One loss is alone")
 def test_what_a_step_allocates_is_measured_and_not_within_a_profiler():
     inside = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     plain = study(make_model=lambda: nn.Linear(3, 1000), make_losses=lambda m, b: [m(b[0]).sum()], seeds=1).runs[0]

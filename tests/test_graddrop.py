@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtopt import GradDrop, Losses, MultiLossOptimizer, Site
+from mtopt import RLW, GradDrop, GradNorm, GradVac, Losses, MultiLossOptimizer, PCGrad, ReLoBRaLo, Site
 
 
 def step(method: GradDrop) -> list[float]:
@@ -32,6 +32,43 @@ def test_manual_seed_makes_a_run_repeatable():
     assert results[0][0] != results[0][1]
     torch.manual_seed(5)
     assert step(GradDrop()) != results[0][0]
+
+
+def default_seeds(n=3):
+    return [GradDrop().draws.seed for _ in range(n)]
+
+
+def test_no_two_methods_draw_the_same_by_default():
+    torch.manual_seed(4)
+    seeds = default_seeds()
+    torch.rand(3)
+    seeds += default_seeds()
+    seeds += [make().draws.seed for make in (PCGrad, GradVac, RLW, ReLoBRaLo)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_manual_seed_repeats_the_default_seeds_whatever_was_made_since():
+    torch.manual_seed(4)
+    seeds = default_seeds()
+    default_seeds()
+    torch.manual_seed(4)
+    assert default_seeds() == seeds
+    torch.manual_seed(5)
+    assert not set(default_seeds()) & set(seeds)
+
+
+def test_making_methods_leaves_the_global_random_state_alone():
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    default_seeds()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_methods_can_be_made_while_a_model_has_no_memory_yet():
+    with torch.device("meta"):
+        method, trained = GradDrop(), GradNorm()
+    assert step(method) == step(GradDrop(seed=method.draws.seed))
+    assert trained.state_dict() == GradNorm().state_dict()
 
 
 def test_global_random_state_is_left_alone():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -386,6 +387,32 @@ def test_post_accumulate_hooks_are_called_once_each_with_the_parameter():
     assert len(seen) == 3
 
 
+# -- random numbers and checkpoints ------------------------------------------------------------------------------------
+
+
+def test_a_seeding_is_seen_though_the_seed_be_the_same_and_nothing_else_is():
+    torch.manual_seed(3)
+    first = gateway.last_seeding()
+    assert any(note is not None for note in first)
+    torch.rand(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(3)
+    assert gateway.last_seeding() == first
+    torch.manual_seed(3)
+    assert gateway.last_seeding() != first
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+def test_a_state_of_torchs_distributed_checkpoint_is_told_from_a_plain_one(inner):
+    net = nn.Linear(2, 2)
+    optimizer, loaded = inner(net.parameters()), []
+    assert not gateway.names_parameters(optimizer.state_dict())
+    saved = get_optimizer_state_dict(net, optimizer)
+    optimizer.load_state_dict = lambda state_dict: loaded.append(state_dict)
+    set_optimizer_state_dict(net, optimizer, saved)
+    assert gateway.names_parameters(loaded[0])
+
+
 # -- several ranks -----------------------------------------------------------------------------------------------------
 
 
@@ -460,6 +487,10 @@ def test_the_warning_of_an_operator_without_a_batching_rule_begins_as_we_think()
     gradients = torch.ones(2, *node.shape)
     with pytest.warns(UserWarning, match=f"^{gateway.NO_BATCHING_RULE}"):
         torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+
+
+def test_a_tree_of_values_is_taken_apart():
+    assert gateway.tree_leaves({"a": (1, [2]), "b": 3}) == [1, 2, 3]
 
 
 def test_the_operator_of_the_layer_exists_and_has_a_fake():

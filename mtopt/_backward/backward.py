@@ -159,7 +159,8 @@ class Backward:
     def run(self, starts: Sequence[Tensor]) -> None:
         """One ordinary backward of all losses."""
         roots = [gradient_edge(origin) for origin in self.graph.origins]
-        with lost_rank_explained():
+        leaves = (variable_of(leaf) for leaf in self.graph.leaves())
+        with lost_rank_explained(), self.pipeline.first_backwards.undone(leaves):
             torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
         self.tell_overlap()
 

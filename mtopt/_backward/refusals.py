@@ -43,6 +43,7 @@ def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Se
     for meeting in meetings:
         check_real(meeting.dtype)
         check_dense(not any(has_sparse_gradient(node) for node, _, _ in meeting.entries))
+        backward.pipeline.first_backwards.expect(len(meeting.positions), len(meeting.shape))
     if any(len(backward.positions_at(group)) > 1 for group in joint):
         return
     several = [meeting for meeting in meetings if not meeting.separate or len(meeting.positions) > 1]

@@ -25,6 +25,7 @@ from .products import (
     stacked_if_small,
     weighted_sum,
 )
+from .returned import check_rows, check_weights, stream_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Block:
         losses = self.site.losses.only(self.indices)
         scale = None if transform.scale_equivariant else losses.scale
         # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
-        new = transform.transform(rows if scale is None else widen(rows) / scale, replace(self.site, losses=losses))
+        given = rows if scale is None else widen(rows) / scale
+        new = check_rows(transform, transform.transform(given, replace(self.site, losses=losses)), given)
         return new if scale is None else (new * scale).to(rows.dtype)
 
     def masses(self) -> dict[int, float]:
@@ -110,7 +112,7 @@ class Block:
         """The sum of the transformed rows: without a (T, *S) temporary where the transform takes them one by one."""
         losses = self.site.losses.only(self.indices)
         one_by_one = len(self.rows) > 1 and (transform.scale_equivariant or losses.scale is None)
-        stream = transform.stream(replace(self.site, losses=losses)) if one_by_one else None
+        stream = stream_of(transform, replace(self.site, losses=losses)) if one_by_one else None
         if stream is None:
             rows = self.transformed(transform)
             return rows.sum(0, dtype=wide_dtype(rows.dtype)).to(rows.dtype)
@@ -137,7 +139,8 @@ def gramian_weights(transform: GramianTransform, blocks: Collection[Block]) -> W
     if not _finite(products, losses, transform):  # an overflow stays visible, and leaves no trace in the state
         return Weights(torch.full((len(indices),), torch.nan, dtype=torch.float64), indices)
     exact = _many(blocks) and nearly_dependent(products)
-    return Weights(transform.weights(products, losses).to("cpu", torch.float64), indices, exact)
+    weights = check_weights(transform, transform.weights(products, losses), len(indices))
+    return Weights(weights.to("cpu", torch.float64), indices, exact)
 
 
 def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:

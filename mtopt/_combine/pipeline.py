@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _methods
+from .._checks import is_listed, kind_of, nearest
 from .._ranks import Ranks
 from .._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .combination import Combination, Held, Streamed
+from .returned import FirstBackwards, check_weights, stream_of
 from .watching import Watch, Watched
 
 
@@ -22,7 +25,7 @@ class Pipeline:
     """The transforms of one optimizer or layer, applied left to right; an empty one is the plain sum."""
 
     def __init__(self, transforms: Transform | Iterable[Transform]) -> None:
-        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        self.transforms = _listed(transforms)
         self.weightings: list[LossWeighting] = []
         self.gradient_transforms: list[GramianTransform | RowTransform] = []
         self.watch: Watch | None = None
@@ -41,11 +44,11 @@ class Pipeline:
             elif isinstance(transform, (GramianTransform, RowTransform)):
                 self.gradient_transforms.append(transform)
             else:
-                hint = " Call it to make one." if isinstance(transform, type) else ""
                 raise TypeError(
                     f"`transforms[{i}]` must be a LossWeighting, GramianTransform or RowTransform, "
-                    f"but it is {transform!r}.{hint}"
+                    f"but it is {_wrong_transform(transform)}"
                 )
+        self.first_backwards = FirstBackwards(self.gradient_transforms)
 
     @property
     def marginalized(self) -> tuple[int, ...] | None:
@@ -57,13 +60,14 @@ class Pipeline:
 
     def check(self, losses: Losses) -> None:
         for transform in self.transforms:
+            transform.check_losses(losses)
             transform.check(losses)
 
     def weights(self, losses: Losses) -> Tensor | None:
         """The product of all weightings, shape `(T,)`, or `None` where there is none."""
         weights = None
         for weighting in self.weightings:
-            new = _weights_unless_skipped(weighting, losses)
+            new = check_weights(weighting, _weights_unless_skipped(weighting, losses), len(losses))
             weights = new if weights is None else weights * new
         if weights is not None and self._kept is not None:
             for index, weight in zip(losses.indices, weights, strict=True):
@@ -111,7 +115,7 @@ class Pipeline:
     def _combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
         first = self.gradient_transforms[0] if len(self.gradient_transforms) == 1 else None
         if isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
-            streams = [first.stream(s if s.losses is losses else replace(s, losses=losses)) for s in sites]
+            streams = [stream_of(first, s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
                 return Streamed([stream for stream in streams if stream is not None])
         return Held(self.gradient_transforms, losses, sites)
@@ -147,16 +151,38 @@ class Pipeline:
     def state(self) -> list[dict[str, Any]]:
         return [transform.state_dict() for transform in self.transforms]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint, with the names of the classes."""
+        return {"transforms": self.state(), "classes": [type(transform).__name__ for transform in self.transforms]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; all transforms or none. It may have no names.
+
+        Raises:
+            ValueError: If it is the state of other transforms, or spoiled.
+        """
+        given = state_dict if isinstance(state_dict, Mapping) else {}
+        states, names = given.get("transforms"), given.get("classes", [])
+        if not (isinstance(states, (list, tuple)) and isinstance(names, (list, tuple))):
+            raise ValueError(
+                f"`state_dict` has {state_dict!r} for the transforms, which is no state of theirs. {_ANEW}"
+            )
+        for i, (transform, name) in enumerate(zip(self.transforms, names, strict=False)):
+            if len(states) == len(self.transforms) and name not in [cls.__name__ for cls in type(transform).__mro__]:
+                raise ValueError(
+                    f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: it is of {name}. {_ANEW}"
+                )
+        self.load_state(states)
+
     def load_state(self, states: Sequence[dict[str, Any]]) -> None:
         """Take back what `state` gave; all transforms or none.
 
         Raises:
             ValueError: If it is the state of other transforms.
         """
-        hint = 'To start the transforms anew, leave out the checkpoint\'s key "mtopt".'
         if len(states) != len(self.transforms):
             raise ValueError(
-                f"`state_dict` has the state of {len(states)} transforms, but there are {len(self.transforms)}. {hint}"
+                f"`state_dict` has the state of {len(states)} transforms, but there are {len(self.transforms)}. {_ANEW}"
             )
         before = copy.deepcopy(self.state())
         for i, (transform, state) in enumerate(zip(self.transforms, states, strict=True)):
@@ -165,8 +191,9 @@ class Pipeline:
             except Exception as error:
                 for other, old in zip(self.transforms[: i + 1], before, strict=False):
                     other.load_state_dict(old)
+                reason = str(error) if isinstance(error, ValueError) else repr(error)
                 raise ValueError(
-                    f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: {error!r}. {hint}"
+                    f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: {reason}. {_ANEW}"
                 ) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,6 +201,29 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return repr(self.transforms[0] if len(self.transforms) == 1 else self.transforms)
+
+
+_ANEW = 'To start the transforms anew, leave out the checkpoint\'s key "mtopt".'
+
+
+def _listed(transforms: Transform | Iterable[Transform]) -> list[Transform]:
+    if isinstance(transforms, Mapping):
+        raise TypeError(
+            "`transforms` must be one transform or a list of them, but it is a dict. Their order counts: give a list."
+        )
+    return list(transforms) if is_listed(transforms) else [transforms]  # type: ignore[arg-type, list-item]
+
+
+def _wrong_transform(given: object) -> str:
+    """What was given in place of a transform, and the way out."""
+    if isinstance(given, str):
+        name, *_ = *nearest(given, _methods.__all__), "GradDrop"
+        return f"{given!r}. Give the transform itself, e.g. mtopt.{name}()."
+    if isinstance(given, type):
+        return f"{kind_of(given)}. Call it to make one: {given.__name__}()."
+    if given is None:
+        return "None. Leave it out; an empty list is the plain sum."
+    return f"{kind_of(given)}." + (" Give one list, with none inside it." if is_listed(given) else "")
 
 
 def _weights_unless_skipped(weighting: LossWeighting, losses: Losses) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from .._comparison.arguments import near_names
+from .._checks import near_names
 
 PICTURES = (".png", ".pdf", ".svg")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .. import _methods
-from .._checks import check_count, check_positive
+from .._checks import check_count, check_positive, kind_of, near_names
 from .._transform import Transform
 
 PLAIN = "plain sum"
@@ -146,13 +145,3 @@ def public_method(name: object, others: Sequence[str] = ()) -> Callable[[], Tran
             f'{{"{name}": mtopt.{name}({needed[0]}=...)}}.'
         )
     return known[name]
-
-
-def near_names(name: str, known: Sequence[str]) -> str:
-    by_lower = {key.lower(): key for key in known if key}
-    near = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower)]
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def kind_of(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

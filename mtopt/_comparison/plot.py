@@ -7,11 +7,12 @@ from math import isnan, nan
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from .._checks import near_names
 from .._pictures.comparison import draw
 from .._pictures.costs import Ratios
 from .._pictures.curves import Curve
 from .._pictures.tradeoff import Scale
-from .arguments import PLAIN, near_names
+from .arguments import PLAIN
 from .runs import RunRecord
 from .statistics import Cost, Quantity, Summary, estimate
 

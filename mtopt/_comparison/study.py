@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._backward.at import NAMED
+from .._checks import kind_of, near_names
 from .._draws import Draws
 from .._optimizer import MultiLossOptimizer
 from .._transform import LossesLike, Transform
@@ -29,8 +30,6 @@ from .arguments import (
     check_methods,
     check_seeds,
     check_sites,
-    kind_of,
-    near_names,
 )
 from .randomness import RandomStream
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
         if losses.ndim != 1:
             raise ValueError(
                 f"`losses` must be a list, a dict or a 1-D tensor with one loss per entry, but it is a tensor of "
-                f"shape {tuple(losses.shape)}. A single loss needs no mtopt: call its .backward()."
+                f"shape {tuple(losses.shape)}. Give the losses themselves, e.g. [seg_loss, depth_loss], not their "
+                f"sum. A single loss needs no mtopt: call its .backward()."
             )
         _check_differentiable(losses, "losses")
         if len(losses) == 0:
@@ -40,7 +41,8 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
         entries = list(losses)
         labels = [f"losses[{i}]" for i in range(len(entries))]
     else:
-        raise TypeError(f"`losses` must be a list, a dict or a 1-D tensor, but it is {type(losses).__name__}.")
+        hint = " Give list(losses)." if isinstance(losses, Iterable) and not isinstance(losses, (str, bytes)) else ""
+        raise TypeError(f"`losses` must be a list, a dict or a 1-D tensor, but it is {type(losses).__name__}.{hint}")
     if names is not None and not all(isinstance(name, str) for name in names):
         raise TypeError(f"`losses` must have strings as names, but they are {list(names)}.")
     present = [i for i, loss in enumerate(entries) if loss is not None]
@@ -72,6 +74,15 @@ def check_reaching(graph: LossGraph, losses: Losses) -> None:
     """Raise if an entry of a vector of losses depends on nothing, which only its graph tells."""
     for position in graph.reaching_nothing():
         raise ValueError(_without_gradient(f"losses[{losses.label(position)}]"))
+
+
+def check_one_list(more: Sequence[object], method: str) -> None:
+    """Refuse losses that were given one by one."""
+    if more:
+        raise TypeError(
+            f"`losses` must be one list, a dict or a 1-D tensor, but `{method}` got {1 + len(more)} arguments. Write "
+            f"`{method}([seg_loss, depth_loss])`, and other settings by name."
+        )
 
 
 def common_scale(roots: Sequence[Edge]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import Keep, check_keep, check_marginalize, check_share
+from .._checks import Keep, check_flag, check_keep, check_marginalize, check_share, try_keep
 from .._draws import Draws
 from .._draws import uniform as draw
 from .._dtypes import widen
@@ -36,11 +36,11 @@ class GradDrop(RowTransform):
             Only where the activation is known: in a `MultiLossLayer` or with `at=module`.
         renormalize: Rescale to the norm of the plain sum, tensor by tensor. It biases the mean, and total
             cancellation becomes a fixed point.
-        seed: Seed of the private random numbers. `None` derives it from the state of torch's global generator
-            at construction, which is left as it was.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
+            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
 
     Raises:
-        TypeError: If `keep` is neither a number nor a function, or `seed` no whole number.
+        TypeError: If `keep` is neither a number nor a function of shares, or another setting has the wrong type.
         ValueError: If `leak`, `keep` or `marginalize` is out of range.
 
     Example:
@@ -61,9 +61,9 @@ class GradDrop(RowTransform):
         seed: int | None = None,
     ) -> None:
         self.leak = check_setting(leak, "leak", check_share)
-        self.keep = check_keep(keep)
+        self.keep = try_keep(check_keep(keep))
         self.marginalize = check_marginalize(marginalize)
-        self.renormalize = renormalize
+        self.renormalize = check_flag(renormalize, "renormalize")
         self.draws = Draws(seed)
         self.scratch = Scratch()
 

@@ -29,7 +29,8 @@ class GradVac(GramianTransform):
 
     Args:
         beta: Weight $\beta$ of the newest cosine, in [0, 1]. The paper takes 1e-2, LibMTL 0.5.
-        seed: Seed of the private random order. `None` derives it from the state of torch's global generator.
+        seed: Seed of the private random order. `None` derives one from the state of torch's global generator: another
+            for each method made, the same ones again after `torch.manual_seed`.
 
     Raises:
         TypeError: If `seed` is no whole number.

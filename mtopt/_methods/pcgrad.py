@@ -19,7 +19,8 @@ class PCGrad(GramianTransform):
     The rows stay apart, so that another transform may follow, and are summed in the end.
 
     Args:
-        seed: Seed of the private random order. `None` derives it from the state of torch's global generator.
+        seed: Seed of the private random order. `None` derives one from the state of torch's global generator: another
+            for each method made, the same ones again after `torch.manual_seed`.
 
     Raises:
         TypeError: If `seed` is no whole number.

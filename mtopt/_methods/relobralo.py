@@ -25,8 +25,8 @@ class ReLoBRaLo(LossWeighting):
         alpha: How slowly the weights change, in [0, 1].
         beta: Probability in [0, 1] of *not* looking back at the start.
         tau: Temperature; the larger, the more equal the weights.
-        seed: Seed of the private random numbers. `None` derives it from the state of torch's global generator
-            at construction, which is left as it was.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
+            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
 
     Raises:
         TypeError: If `seed` is no whole number.

@@ -17,8 +17,8 @@ class RLW(LossWeighting):
     for $T$ losses. The paper's weights sum to 1; these sum to $T$, so that their mean is that of the plain sum.
 
     Args:
-        seed: Seed of the private random numbers. `None` derives it from the state of torch's global generator
-            at construction, which is left as it was.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
+            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
 
     Raises:
         TypeError: If `seed` is no whole number.

@@ -1,10 +1,10 @@
-"""The settings of methods, checked at the door: numbers, and numbers per loss. No method."""
+"""Settings of methods that are numbers per loss, checked at the door; and losses whose values do not do. No method."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
+from .._checks import is_listed
 from .._transform import Losses
 
 Setting = float | Sequence[float] | Mapping[str, float]
@@ -14,10 +14,13 @@ Setting = float | Sequence[float] | Mapping[str, float]
 def check_setting(value: Setting, label: str, check: Callable[[float, str], float]) -> Setting:
     """A setting whose every number passes `check(number, label)`."""
     if isinstance(value, Mapping):
+        unnamed = [name for name in value if not isinstance(name, str)]
+        if unnamed:
+            raise TypeError(f"`{label}` must have names of losses as keys, but one is {unnamed[0]!r}. Or give a list.")
         return {name: check(number, f"{label}[{name!r}]") for name, number in value.items()}
-    if isinstance(value, (int, float)):
-        return check(value, label)
-    return tuple(check(number, f"{label}[{i}]") for i, number in enumerate(value))
+    if is_listed(value):
+        return tuple(check(number, f"{label}[{i}]") for i, number in enumerate(value))  # type: ignore[arg-type]
+    return check(value, label)  # type: ignore[arg-type]
 
 
 def by_loss(value: Setting, losses: Losses, label: str, unnamed: float) -> list[float]:
@@ -40,46 +43,6 @@ def by_loss(value: Setting, losses: Losses, label: str, unnamed: float) -> list[
             f"`{label}` has {len(value)} values for {losses.n_losses} losses. Give one number, or one number per loss."
         )
     return [value[i] for i in losses.indices]
-
-
-def check_number(value: float, label: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{label}` must be a number, but it is {type(value).__name__}.")
-    if not math.isfinite(value):
-        raise ValueError(f"`{label}` must be finite, but it is {value}.")
-    return float(value)
-
-
-def check_positive(value: float, label: str) -> float:
-    if check_number(value, label) <= 0:
-        raise ValueError(f"`{label}` must be above 0, but it is {value}.")
-    return float(value)
-
-
-def check_not_negative(value: float, label: str) -> float:
-    if check_number(value, label) < 0:
-        raise ValueError(f"`{label}` must be 0 or more, but it is {value}.")
-    return float(value)
-
-
-def check_share(value: float, label: str) -> float:
-    if not 0 <= check_number(value, label) <= 1:
-        raise ValueError(f"`{label}` must be between 0 and 1, but it is {value}.")
-    return float(value)
-
-
-def check_count(value: int, label: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{label}` must be a whole number, but it is {type(value).__name__}.")
-    if value < least:
-        raise ValueError(f"`{label}` must be {least} or more, but it is {value}.")
-    return value
-
-
-def check_one_of(value: str, label: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"`{label}` must be one of {', '.join(map(repr, choices))}, but it is {value!r}.")
-    return value
 
 
 def check_values_positive(losses: Losses, method: str) -> None:

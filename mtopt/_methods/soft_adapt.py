@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_number
+from .._checks import check_count, check_flag, check_number
 from .._transform import Losses, LossWeighting
-from .state import PerLoss
+from .state import PerLoss, Together
 
 
-class Window:
+class Window(Together):
     """The last values of each loss, oldest first; NaN is "none yet"."""
 
     def __init__(self, length: int) -> None:
@@ -27,15 +25,8 @@ class Window:
         self.values[-1].keep(losses, losses.values)
         return torch.stack([value.of(losses) for value in self.values])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: value.state_dict() for name, value in self._named()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in self._named():
-            value.load_state_dict(state_dict[name])
-
-    def _named(self) -> Iterator[tuple[str, PerLoss]]:
-        return ((str(i), value) for i, value in enumerate(self.values))
+    def parts(self) -> dict[str, PerLoss]:
+        return {str(i): value for i, value in enumerate(self.values)}
 
 
 class SoftAdapt(LossWeighting):
@@ -71,8 +62,8 @@ class SoftAdapt(LossWeighting):
     ) -> None:
         self.beta = check_number(beta, "beta")
         self.window = check_count(window, "window", 2)
-        self.normalized = normalized
-        self.loss_weighted = loss_weighted
+        self.normalized = check_flag(normalized, "normalized")
+        self.loss_weighted = check_flag(loss_weighted, "loss_weighted")
         self.past = Window(self.window)
 
     def check(self, losses: Losses) -> None:

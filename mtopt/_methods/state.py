@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._transform import Losses
+from .._checks import check_count
+from .._transform import Losses, check_as_many
 
 
 class PerLoss:
@@ -21,7 +22,12 @@ class PerLoss:
 
     def __init__(self, start: float = math.nan) -> None:
         self.start = start
-        self.numbers = torch.empty(0, dtype=torch.float64)
+        self.numbers = torch.empty(0, dtype=torch.float64, device="cpu")
+
+    @property
+    def n_losses(self) -> int:
+        """How many losses there were; 0 before the first step."""
+        return len(self.numbers)
 
     def of(self, losses: Losses) -> Tensor:
         """The numbers of the losses present, shape `(T,)`, float64, on the device of their values.
@@ -36,9 +42,9 @@ class PerLoss:
         self._on_device(losses)[list(losses.indices)] = numbers.to(self.numbers)
 
     def _on_device(self, losses: Losses) -> Tensor:
-        if len(self.numbers) == 0:
+        if self.n_losses == 0:
             self.numbers = torch.full((losses.n_losses,), self.start, dtype=torch.float64)
-        _check_number(losses, len(self.numbers))
+        check_as_many(losses, self.n_losses)
         self.numbers = self.numbers.to(losses.device)
         return self.numbers
 
@@ -46,14 +52,20 @@ class PerLoss:
         return {"numbers": self.numbers.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.numbers = torch.tensor(state_dict["numbers"], dtype=torch.float64)
+        self.numbers = _tensor(state_dict["numbers"])
+        if self.numbers.ndim != 1:
+            raise ValueError(f"`numbers` must be a list of numbers, but it has shape {tuple(self.numbers.shape)}")
 
 
 class PerPair:
     """One number for each pair of losses, 0 at first."""
 
     def __init__(self) -> None:
-        self.numbers = torch.zeros(0, 0, dtype=torch.float64)
+        self.numbers = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
+
+    @property
+    def n_losses(self) -> int:
+        return len(self.numbers)
 
     def of(self, losses: Losses) -> Tensor:
         """The numbers of the losses present, shape `(T, T)`, float64, on the CPU.
@@ -61,9 +73,9 @@ class PerPair:
         Raises:
             ValueError: If there were more or fewer losses before.
         """
-        if len(self.numbers) == 0:
-            self.numbers = torch.zeros(losses.n_losses, losses.n_losses, dtype=torch.float64)
-        _check_number(losses, len(self.numbers))
+        if self.n_losses == 0:
+            self.numbers = torch.zeros(losses.n_losses, losses.n_losses, dtype=torch.float64, device="cpu")
+        check_as_many(losses, self.n_losses)
         return self.numbers[losses.indices, :][:, losses.indices]
 
     def keep(self, losses: Losses, numbers: Tensor) -> None:
@@ -75,19 +87,44 @@ class PerPair:
         return {"numbers": self.numbers.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        rows = state_dict["numbers"]
-        self.numbers = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows))
+        numbers = _tensor(state_dict["numbers"])
+        n = len(numbers)
+        if numbers.shape != (n, n) and n > 0:
+            raise ValueError(
+                f"`numbers` must be lists of as many numbers, but they are of shape {tuple(numbers.shape)}"
+            )
+        self.numbers = numbers.reshape(n, n)
 
 
-def _check_number(losses: Losses, before: int) -> None:
-    if before != losses.n_losses:
-        raise ValueError(
-            f"`losses` has {losses.n_losses} entries, but {before} in the steps before. Give None for a loss that is "
-            f"absent."
-        )
+def _tensor(numbers: object) -> Tensor:
+    try:
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    except Exception as error:
+        raise ValueError(f"`numbers` must be numbers, but they are {numbers!r}") from error
 
 
-class EpochMeans:
+class Together:
+    """Several numbers for each loss, which are one part of a transform's state."""
+
+    def parts(self) -> dict[str, PerLoss]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, PerLoss)}
+
+    @property
+    def n_losses(self) -> int:
+        return max(part.n_losses for part in self.parts().values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        parts = self.parts()
+        for name, part in parts.items():
+            part.load_state_dict(state_dict[name])
+        if len({part.n_losses for part in parts.values()} - {0}) > 1:
+            raise ValueError(f"{', '.join(parts)} are not of as many losses")
+
+
+class EpochMeans(Together):
     """The mean of each loss in the last two epochs that it was present in; NaN is "none yet"."""
 
     def __init__(self) -> None:
@@ -114,16 +151,14 @@ class EpochMeans:
         self.counts.keep(seen, torch.zeros_like(means))
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name).state_dict() for name in ("sums", "counts", "last", "earlier")}
-        return {"ended": self.ended, **parts}
+        return {"ended": self.ended, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ended = int(state_dict["ended"])
-        for name in ("sums", "counts", "last", "earlier"):
-            getattr(self, name).load_state_dict(state_dict[name])
+        self.ended = check_count(state_dict["ended"], "ended", 0)
+        super().load_state_dict(state_dict)
 
 
-class Trained:
+class Trained(Together):
     """One number for each loss, trained by Adam, apart from the model's optimizer: its weight decay is not for them.
 
     Args:
@@ -160,13 +195,6 @@ class Trained:
             (self.square, square),
         ):
             kept.keep(losses, new)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("numbers", "steps", "mean", "square")}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in ("numbers", "steps", "mean", "square"):
-            getattr(self, name).load_state_dict(state_dict[name])
 
 
 class BelowZero:

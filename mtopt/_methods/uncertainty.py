@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._checks import check_positive
+from .._checks import check_number, check_positive
 from .._transform import Losses, LossWeighting
 from .state import BelowZero, Trained
 
@@ -38,7 +38,7 @@ class UncertaintyWeighting(LossWeighting):
 
     def __init__(self, *, lr: float = 1e-3, start: float = -0.5) -> None:
         self.lr = check_positive(lr, "lr")
-        self.start = float(start)
+        self.start = check_number(start, "start")
         self.trained = Trained(self.start, self.lr)
         self.below_zero = BelowZero()
 

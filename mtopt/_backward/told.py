@@ -1,0 +1,73 @@
+"""What is told once: most likely it is not meant, but it is no reason to refuse a step. Changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._combine.pipeline import Pipeline
+from .._torch import names_parameters, tree_leaves
+from .._transform import Losses
+
+_ALONE = (
+    "One loss is alone, so nothing is combined. Give the losses, not their sum, e.g. `step([seg_loss, depth_loss])`."
+)
+_LEFT_OUT = (
+    "The optimizer's state was loaded without that of the transforms, which start anew: torch.distributed.checkpoint "
+    "keeps only what it knows of an optimizer. Save each `transform.state_dict()` beside it, and load that, too: see "
+    "Save and resume in docs/recipes.md. If the checkpoint was made without mtopt, nothing is lost."
+)
+
+
+class Told:
+    """What one optimizer has told, and what it must remember for that: the state that its transforms began with."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.new = self._state()
+        self.left_out = False  # from what was loaded last
+        self.stepped = False
+
+    def loaded(self, state_dict: Mapping[str, Any], *, own: bool) -> None:
+        """A state was loaded, with one of the transforms of its own or without."""
+        self.left_out = not own and names_parameters(state_dict)
+
+    def tell(self, losses: Losses, n_ranks: int) -> None:
+        """A step begins."""
+        if self.left_out and self.new and any(self.new) and _same(self.new, self._state()):
+            _tell(_LEFT_OUT)
+        if not self.stepped and self.pipeline.gradient_transforms and losses.n_losses == n_ranks == 1:
+            _tell(_ALONE)
+        self.left_out, self.stepped = False, True
+
+    def _state(self) -> list[dict[str, Any]] | None:
+        """A copy of it; `None` where a transform has none before its first step."""
+        try:
+            return copy.deepcopy(self.pipeline.state())
+        except Exception:
+            return None
+
+
+def _tell(text: str) -> None:
+    """At the user's line, so that another optimizer of the process is heard, too."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("mtopt", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+
+def _same(one: object, other: object) -> bool:
+    ones, others = tree_leaves(one), tree_leaves(other)
+    return len(ones) == len(others) and all(map(_equal, ones, others))
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
