@@ -155,6 +155,11 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Where its memory begins, whatever part of it the tensor is."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def call_post_accumulate_hooks(parameter: Tensor) -> None:
     """What autograd does once it has added to `.grad`: `register_post_accumulate_grad_hook` has no other caller."""
     for hook in (parameter._post_accumulate_grad_hooks or {}).values():

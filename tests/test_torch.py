@@ -244,6 +244,12 @@ def test_views_are_told_from_tensors_with_memory_of_their_own():
     assert not gateway.is_view(x[1:].clone())
 
 
+def test_tensors_with_one_memory_have_one_storage_and_others_have_not():
+    x = torch.zeros(4)
+    assert gateway.storage_of(x[1:]) == gateway.storage_of(x.detach()) == gateway.storage_of(x)
+    assert gateway.storage_of(x.clone()) != gateway.storage_of(x)
+
+
 def test_post_accumulate_hooks_are_called_once_each_with_the_parameter():
     parameter, seen = nn.Parameter(torch.zeros(1)), []
     gateway.call_post_accumulate_hooks(parameter)
