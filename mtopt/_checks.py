@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from functools import cache
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -102,3 +104,10 @@ def check_marginalize(marginalize: int | Sequence[int] | None) -> tuple[int, ...
     if not dims or not all(map(is_whole, dims)):
         raise ValueError(f"`marginalize` must be a dim or several dims of the activation, but it is {marginalize!r}.")
     return dims
+
+
+@cache
+def needs_closure(step: Callable[..., Any]) -> bool:
+    """Whether an optimizer's step cannot do without one."""
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -35,6 +35,7 @@ SELECTING = _backward_of("Slice", "Select", "Index", "IndexSelect", "MaskedSelec
 SPLITTING = _backward_of("Split", "SplitWithSizes", "Unbind")
 # What may lie between a loss and its scaling: the average over micro-batches, a weight, another shape or dtype.
 PASSING = _backward_of("Div", "Mul", "ToCopy", "View", "Unsqueeze", "Unbind")
+ADDING = _backward_of("Add", "Sum", "Mean")
 STACK = "StackBackward0"
 MULTIPLICATION = "MulBackward0"
 CONVOLUTION = "ConvolutionBackward0"
