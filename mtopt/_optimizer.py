@@ -278,7 +278,7 @@ class MultiLossOptimizer(Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         # What else the inner optimizer has, such as `train` and `eval`. Private names are switches that torch sets and
-        # probes, and hold for the object itself: `_step_supports_amp_scaling` would make updates 65,536 times too large.
+        # probes, and hold for the object itself: by `_step_supports_amp_scaling` updates were 65,536 times too large.
         if name.startswith("_") or "inner" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.inner, name)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -208,8 +209,29 @@ def wrappers_silent(sinks: Iterable[Node]) -> Iterator[None]:
 # `torch.compiler.disable` is the public name, but it imports the whole compiler: 2 s for every `import mtopt`.
 not_compiled = _disable_dynamo
 
-NO_BATCHING_RULE = "There is a performance drop"
-"""How the warning begins that vmap gives for an operator that it must loop over."""
+_watching = [0, True]  # how many passes look for loops of vmap, and whether they were allowed before
+_lock = threading.Lock()
+
+
+@contextmanager
+def loops_of_vmap_raise() -> Iterator[None]:
+    """While active, vmap raises at an operator without a batching rule, rather than loop over it and warn.
+
+    Torch has one switch for all threads, so this is for the first pass of a kind; filters of warnings, which threads
+    share too, might stay changed for good where two of them overlap.
+    """
+    with _lock:
+        if _watching[0] == 0:
+            _watching[1] = torch._C._functorch._is_vmap_fallback_enabled()
+            torch._C._functorch._set_vmap_fallback_enabled(False)
+        _watching[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _watching[0] -= 1
+            if _watching[0] == 0:
+                torch._C._functorch._set_vmap_fallback_enabled(_watching[1])
 
 
 def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:

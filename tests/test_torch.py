@@ -329,12 +329,19 @@ def test_what_is_not_compiled_breaks_the_graph_and_gives_the_same():
     assert ran == ["Tensor"]
 
 
-def test_the_warning_of_an_operator_without_a_batching_rule_begins_as_we_think():
+def without_a_batching_rule():
     node = nn.functional.scaled_dot_product_attention(*(leaf(1, 2, 4, 8) for _ in range(3)))
     (query, _), *_ = node.grad_fn.next_functions
     gradients = torch.ones(2, *node.shape)
-    with pytest.warns(UserWarning, match=f"^{gateway.NO_BATCHING_RULE}"):
-        torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+    return torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+
+
+def test_an_operator_without_a_batching_rule_raises_while_loops_are_looked_for_and_warns_else():
+    with gateway.loops_of_vmap_raise(), gateway.loops_of_vmap_raise():
+        with pytest.raises(RuntimeError, match="vmap fallback"):
+            without_a_batching_rule()
+    with pytest.warns(UserWarning, match="There is a performance drop"):
+        without_a_batching_rule()
 
 
 def test_a_tree_of_outputs_is_taken_apart():

@@ -14,14 +14,14 @@ lie between two meetings; the shared pass frees its own with the last loss only,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .._torch import NO_BATCHING_RULE, AccumulateGrad
+from .._torch import AccumulateGrad, loops_of_vmap_raise
 from .batching import Batching
 from .loss_graph import Edge, LossGraph, Meeting, gradient_edge
 from .taking import rows_taken
@@ -107,15 +107,16 @@ def shared_pass_by_vmap(
     edges = list(dict.fromkeys(edge for position in losses for edge in arrived[position]))
     if not edges or not shared:
         return False
+    kinds = {type(node).__name__ for node in graph.edges}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=NO_BATCHING_RULE)
+        with nullcontext() if kinds <= batching.taken else loops_of_vmap_raise():
             batched = _batched_vjp(
                 [arrived[position] for position in losses], edges, [gradient_edge(targets[i]) for i in shared]
             )
     except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
         batching.give_up(error)
         return False
+    batching.taken |= kinds
     for n, position in enumerate(losses):
         # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
         reached = [graph.reach[targets[i][0]] >> position & 1 for i in shared]
