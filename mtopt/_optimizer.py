@@ -122,10 +122,12 @@ class MultiLossOptimizer(Optimizer):
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
             self.pipeline.check(present)
+            parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
             if self.transforms:
-                self._memory["told"].of_totals(present, totals(roots))
-            parameters, batching = self._parameters(), self.batching
-            backward = Backward(present, graph, self.pipeline, retain_graph, parameters, batching, self._key, agreement)
+                told.of_totals(present, totals(roots))
+            backward = Backward(
+                present, graph, self.pipeline, retain_graph, parameters, batching, self._key, agreement, told
+            )
             if not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1):
                 explanation = combine_plain(backward)
             else:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import _is_vmap_fallback_enabled, _set_vmap_fallback_enabled  # type: ignore[attr-defined]
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import Node
 from torch.nn.parallel import distributed as ddp
@@ -104,24 +105,24 @@ HOOKS_CAN_BE_SEEN = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
 
 
 def touch_saved(node: Node) -> None:
-    """Read a saved tensor of a node, which raises where it was freed; but none behind hooks, which may compute."""
+    """Read the saved tensors of a node, which raises where one was freed or changed; none behind hooks may compute."""
     for raw_name, name in _saved_names(type(node)):
         raw = getattr(node, raw_name)  # a Python Function raises here, once freed
-        if raw_name == "_raw_saved_tensors" or not HOOKS_CAN_BE_SEEN:
+        if not HOOKS_CAN_BE_SEEN:
             return
         if isinstance(raw, (tuple, list)):
             if all(saved.unpack_hook is None for saved in raw):
                 getattr(node, name)
-                return
-        elif raw.unpack_hook is None and getattr(node, name) is not None:
-            return  # all of a node's tensors are freed together
+        elif raw.unpack_hook is None:
+            getattr(node, name)
 
 
 @cache
 def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
     """The names of a node's saved tensors: the raw ones, and those that unpack them."""
     raw = [name for name in dir(node_type) if name.startswith("_raw_saved_")]
-    return tuple((name, name.removeprefix("_raw")) for name in raw)
+    # A Python Function has one name for all, which is public.
+    return tuple((name, name.removeprefix("_raw_" if name == "_raw_saved_tensors" else "_raw")) for name in raw)
 
 
 def tells_freed(error: RuntimeError) -> bool:
@@ -160,6 +161,11 @@ def is_view(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """Where its memory begins, whatever part of it the tensor is."""
     return tensor.untyped_storage().data_ptr()
+
+
+def has_hooks(leaf: Tensor) -> bool:
+    """Whether it has hooks by `register_hook`. Those of DistributedDataParallel and FSDP are on other objects."""
+    return bool(leaf._backward_hooks)
 
 
 def call_post_accumulate_hooks(parameter: Tensor) -> None:
@@ -222,8 +228,8 @@ def loops_of_vmap_raise() -> Iterator[None]:
     """
     with _lock:
         if _watching[0] == 0:
-            _watching[1] = torch._C._functorch._is_vmap_fallback_enabled()
-            torch._C._functorch._set_vmap_fallback_enabled(False)
+            _watching[1] = _is_vmap_fallback_enabled()
+            _set_vmap_fallback_enabled(False)
         _watching[0] += 1
     try:
         yield
@@ -231,7 +237,7 @@ def loops_of_vmap_raise() -> Iterator[None]:
         with _lock:
             _watching[0] -= 1
             if _watching[0] == 0:
-                torch._C._functorch._set_vmap_fallback_enabled(_watching[1])
+                _set_vmap_fallback_enabled(_watching[1])
 
 
 def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtopt import GradDrop, MultiLossOptimizer, PCGrad
+from mtopt import GradDrop, MultiLossOptimizer, PCGrad, UncertaintyWeighting
+from mtopt._torch import HOOKS_CAN_BE_SEEN
 
 
 def wrapped(parameters, transforms=None, at="parameters"):
@@ -94,3 +95,44 @@ def test_a_sparse_gradient_of_one_loss_is_no_other_ones_either():
     optimizer.backward([(table(torch.tensor([1, 3])) * p).sum(), p.square().sum()])
     table.weight.grad._values().zero_()
     assert kept[0]._values().all()
+
+
+# -- found before anything changes -------------------------------------------------------------------------------------
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, y = ctx.saved_tensors
+        return gradient * y, gradient * x
+
+
+TWO_SAVED = {
+    "a linear layer": lambda x, w: x @ w,
+    "a product": lambda x, w: x * w,
+    "a custom Function": lambda x, w: Product.apply(x, w),
+    "a product of three": lambda x, w: torch.einsum("ij,jk,ik->ik", x, w, x),
+}
+
+
+@pytest.mark.skipif(not HOOKS_CAN_BE_SEEN, reason="saved tensors cannot be looked at")
+@pytest.mark.parametrize("operator", TWO_SAVED)
+@pytest.mark.parametrize("at", ["parameters", "activations"])
+def test_a_change_of_any_saved_tensor_is_found_before_anything_changes(operator, at):
+    torch.manual_seed(0)
+    p, w, a, b = (nn.Parameter(torch.randn(3, 3)) for _ in range(4))
+    features = TWO_SAVED[operator](p.tanh(), w).tanh()
+    optimizer = wrapped([p, w, a, b], [UncertaintyWeighting(), GradDrop(seed=0)], at)
+    losses = [(features @ a).square().mean(), (features @ b).abs().mean()]
+    state = str(optimizer.state_dict())
+    with torch.no_grad():
+        w.add_(0.1)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        optimizer.backward(losses)
+    assert [x.grad for x in (p, w, a, b)] == [None] * 4
+    assert str(optimizer.state_dict()) == state

@@ -250,6 +250,17 @@ def test_tensors_with_one_memory_have_one_storage_and_others_have_not():
     assert gateway.storage_of(x.clone()) != gateway.storage_of(x)
 
 
+def test_hooks_of_a_user_on_a_parameter_are_seen_and_those_on_its_node_or_after_it_are_not():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.register_post_accumulate_grad_hook(lambda parameter: None)
+    parameter.expand_as(parameter).grad_fn.next_functions[0][0].register_hook(lambda *gradients: None)
+    assert not gateway.has_hooks(parameter)
+    handle = parameter.register_hook(lambda gradient: None)
+    assert gateway.has_hooks(parameter)
+    handle.remove()
+    assert not gateway.has_hooks(parameter)
+
+
 def test_post_accumulate_hooks_are_called_once_each_with_the_parameter():
     parameter, seen = nn.Parameter(torch.zeros(1)), []
     gateway.call_post_accumulate_hooks(parameter)

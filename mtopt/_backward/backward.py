@@ -17,6 +17,7 @@ from .._graph.batching import Batching
 from .._graph.loss_graph import Edge, LossGraph, gradient_edge
 from .._graph.losses import common_scale, cotangents
 from .._ranks import Ranks, lost_rank_explained
+from .._telling import Told
 from .._torch import variable_of, wrapper_of
 from .._transform import Losses, Site
 from .agreement import Agreement, Facts, Owned
@@ -33,6 +34,7 @@ class Backward:
         batching: How the VJPs of several losses are batched, where rows take them.
         owner: The key under which named modules have marked the graph for this optimizer.
         agreed: The losses that any rank has, with their mean values. In one process these are `losses`.
+        told: What the user was told once.
         everywhere: What each rank told; empty in one process.
     """
 
@@ -44,6 +46,7 @@ class Backward:
     batching: Batching
     owner: str
     agreement: Agreement
+    told: Told
     everywhere: Sequence[Facts] = ()
     agreed: Losses = field(init=False)
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from .._graph.loss_graph import Edge
 from .._graph.passes import Row
 from .._graph.rows import rows_below, rows_by_backward
+from .._telling import HOOKS
 from .._torch import (
     COMPILED,
     REENTRANT_CHECKPOINT,
     call_post_accumulate_hooks,
+    has_hooks,
     is_view,
     storage_of,
     variable_of,
@@ -52,6 +54,8 @@ class _RowsOfLosses:
 def combine_at_parameters(backward: Backward) -> Explanation:
     """Rows at the shared parameters; exclusive ones get their own loss's gradient."""
     refuse_layers(backward)
+    if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
+        backward.told.once(HOOKS)
     shards = shards_of(backward.parameters)
     if shards:
         rows = _rows_of_shards(backward, shards)

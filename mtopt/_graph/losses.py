@@ -101,13 +101,14 @@ FEW_TERMS = 64  # nodes to look at for what a loss is a sum of
 
 
 def totals(roots: Sequence[Edge]) -> dict[int, list[int]]:
-    """The losses that are a sum in which others stand, scaled or not: for each the others' positions."""
+    """The losses that are a sum in which two others or more stand, scaled or not: for each the others' positions."""
     bare: dict[Edge, int] = {}
     for position, root in enumerate(roots):
         bare.setdefault(_unscaled(root), position)
     found = {}
     for position, root in enumerate(roots):
-        if parts := {bare[term] for term in _terms(_unscaled(root)) if term in bare} - {position}:
+        parts = {bare[term] for term in _terms(_unscaled(root)) if term in bare} - {position}
+        if len(parts) > 1:
             found[position] = sorted(parts)
     return found
 

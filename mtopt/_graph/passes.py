@@ -49,7 +49,7 @@ def exclusive_pass(
         entries = [entry for entry in meeting.entries if entry[2] in arrived]
         if entries:
             here.append(Meeting(meeting.edge, entries))
-            handlers.append((partial(_put, arrived, meeting.edge), _nothing))
+            handlers.append((partial(_put, arrived, meeting.edge), None))
     roots = [position for position in losses if not graph.shared(graph.roots[position][0])]
     own = {}
     for i, (node, _) in enumerate(targets):
@@ -69,6 +69,22 @@ def exclusive_pass(
         for (i, position), gradient in zip(own.items(), gradients, strict=False):
             rows[position][i] = gradient
     return arrived
+
+
+def whole_pass(graph: LossGraph, start: Tensor, position: int, targets: Sequence[Edge], *, retain_graph: bool) -> Row:
+    """Differentiate all that one loss reaches, without a stop where it meets others."""
+    row: Row = [None] * len(targets)
+    reached = [i for i, (node, _) in enumerate(targets) if graph.reach.get(node, 0) >> position & 1]
+    if reached:
+        gradients = torch.autograd.grad(
+            [gradient_edge(graph.roots[position])],
+            [gradient_edge(targets[i]) for i in reached],
+            [start],
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+        _add_rows(row, reached, gradients)
+    return row
 
 
 def rows_at_leaves(at_edges: dict[Edge, Tensor], targets: Sequence[Edge], row: Row) -> None:
@@ -155,7 +171,3 @@ def _add_rows(row: Row, shared: Sequence[int], gradients: Sequence[Tensor | None
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, position: int, row: Tensor) -> None:
     arrived[position][edge] = row
-
-
-def _nothing() -> None:
-    return None
