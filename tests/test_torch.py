@@ -348,7 +348,9 @@ def without_a_batching_rule():
 
 
 def test_an_operator_without_a_batching_rule_raises_while_loops_are_looked_for_and_warns_else():
-    with gateway.loops_of_vmap_raise(), gateway.loops_of_vmap_raise():
+    with gateway.loops_of_vmap_raise():
+        with gateway.loops_of_vmap_raise():
+            pass
         with pytest.raises(RuntimeError, match="vmap fallback"):
             without_a_batching_rule()
     with pytest.warns(UserWarning, match="There is a performance drop"):
