@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -189,3 +191,10 @@ def check_marginalize(marginalize: int | Iterable[int] | None) -> tuple[int, ...
     if not dims or not all(map(is_whole, dims)):
         raise ValueError(f"`marginalize` must be a dim or several dims of the activation, but it is {marginalize!r}.")
     return tuple(map(int, dims))
+
+
+@cache
+def needs_closure(step: Callable[..., Any]) -> bool:
+    """Whether an optimizer's step cannot do without one."""
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

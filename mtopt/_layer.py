@@ -86,9 +86,11 @@ class MultiLossLayer(nn.Module):
             aliases = FanOut.apply(activation, self)  # type: ignore[no-untyped-call]
         return aliases
 
-    def combine(self, rows: Sequence[Tensor | None], activation: Tensor | None) -> Tensor | None:
-        """The combined gradient of the rows that came back, one or None for each loss."""
-        check_not_refused()
+    def combine(
+        self, rows: Sequence[Tensor | None], activation: Tensor | None, made_by: int | None = None
+    ) -> Tensor | None:
+        """The combined gradient of the rows that came back, one or None for each loss, in a graph of a known thread."""
+        check_not_refused(made_by)
         ranks = ranks_of(self.process_group)
         self.pipeline.join(ranks, self.losses)
         with self.pipeline.watched():

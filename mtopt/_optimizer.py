@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 from uuid import uuid4
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -20,16 +19,17 @@ from ._backward.activations import combine_plain
 from ._backward.agreement import Agreement, refuse_nan
 from ._backward.at import check_at, combine_at
 from ._backward.backward import Backward
+from ._backward.closure import evaluation
 from ._backward.explanation import transforms_explained
+from ._backward.first_step import FirstStep
 from ._backward.marks import MarkSite
-from ._backward.told import Told
-from ._checks import check_chunk_size, check_state_dict, type_of
-from ._closure import evaluation
+from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
+from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
 from ._combine.pipeline import Pipeline
 from ._graph.alive import check_alive, graph_errors_explained
 from ._graph.batching import Batching
 from ._graph.loss_graph import LossGraph
-from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses
+from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses, totals
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
 from ._torch import not_compiled
@@ -88,8 +88,8 @@ class MultiLossOptimizer(Optimizer):
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
         self.batching = Batching(check_chunk_size(chunk_size))
-        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "told": set()}
-        self._told = Told(self.pipeline)
+        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "told": Told()}
+        self._first_step = FirstStep(self.pipeline, self._memory["told"])
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
         if isinstance(self.at, str):
@@ -132,25 +132,21 @@ class MultiLossOptimizer(Optimizer):
             if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together
                 refuse_nan(present)
             self.pipeline.check(present)
-            self._told.tell(present, ranks.size)
-            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
+            self._first_step.tell(present, ranks.size)
+            if self.transforms:
+                told.of_totals(present, totals(roots))
+            overlaps = self._memory["overlaps"]
             backward = Backward(
-                present,
-                graph,
-                self.pipeline,
-                retain_graph,
-                parameters,
-                self.batching,
-                self._memory["overlaps"],
-                self._memory["told"],
-                self._key,
-                agreement,
+                present, graph, self.pipeline, retain_graph, parameters, batching, overlaps, self._key, agreement, told
             )
             if not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1):
                 explanation = combine_plain(backward)
             else:
                 explanation = combine_at(self.at, backward)
         self._memory["explanation"] = explanation
+        self._memory["told"].handed = True
+        self.pipeline.names = present.names or self.pipeline.names
 
     def step(  # type: ignore[override]
         self, losses: LossesLike | Callable[[], Any] | None = None, *more: Any, closure: Callable[[], Any] | None = None
@@ -181,15 +177,25 @@ class MultiLossOptimizer(Optimizer):
         if losses is not None:
             if closure is not None:
                 raise ValueError("`losses` and `closure` are both given. Let the closure return the losses.")
-            if _needs_closure(type(self.inner).step):
+            if needs_closure(type(self.inner).step):
                 raise TypeError(
                     f"`losses` are evaluated several times in one step of {type(self.inner).__name__}. Give a closure "
                     f"that clears the gradients, computes the losses and returns them."
                 )
+            self._tell_unless_handed(THERE_BEFORE)
             self.backward(losses)
         if closure is None:
+            self._tell_unless_handed(NEVER_HANDED)
             return self.inner.step()
-        return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, self._memory))
+        told, tell = self._memory["told"], self._tell_unless_handed
+        return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, told, tell))
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _tell_unless_handed(self, text: str) -> None:
+        if self.transforms and not torch.compiler.is_compiling():
+            self._memory["told"].unless_handed(text, self._parameters())
 
     def explain(self) -> str:
         """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
@@ -230,6 +236,7 @@ class MultiLossOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
+        self._memory["told"].handed = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.inner.add_param_group(param_group)
@@ -255,8 +262,8 @@ class MultiLossOptimizer(Optimizer):
         except Exception:
             self.pipeline.load_state(before)
             raise
-        self.pipeline.joined, self.pipeline.loaded = False, True
-        self._told.loaded(state_dict, own=own is not None)
+        self.pipeline.joined, self.pipeline.loaded, self.pipeline.names = False, True, None
+        self._first_step.loaded(state_dict, own=own is not None)
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
         return self.inner.register_step_pre_hook(hook)
@@ -276,6 +283,13 @@ class MultiLossOptimizer(Optimizer):
     def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
         return self.inner.register_load_state_dict_post_hook(hook, prepend)
 
+    def __getattr__(self, name: str) -> Any:
+        # What else the inner optimizer has, such as `train` and `eval`. Private names are switches that torch sets and
+        # probes, and hold for the object itself: by `_step_supports_amp_scaling` updates were 65,536 times too large.
+        if name.startswith("_") or "inner" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.inner, name)
+
     def __getstate__(self) -> dict[str, Any]:
         # Not `step`, if a scheduler has patched it on this object: it would hold the scheduler and the old object.
         return {key: value for key, value in self.__dict__.items() if key != "step"}
@@ -286,9 +300,3 @@ class MultiLossOptimizer(Optimizer):
     def __repr__(self) -> str:
         at = f'"{self.at}"' if isinstance(self.at, str) else [type(module).__name__ for module in self.at]
         return f"MultiLossOptimizer({type(self.inner).__name__}, {self.pipeline!r}, at={at})"
-
-
-@cache
-def _needs_closure(step: Callable[..., Any]) -> bool:
-    closure = inspect.signature(step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import _is_vmap_fallback_enabled, _set_vmap_fallback_enabled  # type: ignore[attr-defined]
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import Node
 from torch.nn.parallel import distributed as ddp
@@ -59,6 +61,7 @@ OF_PARAMETERS = (
 )
 # What may lie between a loss and its scaling: the average over micro-batches, a weight, another shape or dtype.
 PASSING = _backward_of("Div", "Mul", "ToCopy", "View", "Unsqueeze", "Unbind")
+ADDING = _backward_of("Add", "Sum", "Mean")
 STACK = "StackBackward0"
 MULTIPLICATION = "MulBackward0"
 CONVOLUTION = "ConvolutionBackward0"
@@ -134,17 +137,16 @@ HOOKS_CAN_BE_SEEN = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
 
 
 def touch_saved(node: Node) -> None:
-    """Read a saved tensor of a node, which raises where it was freed; but none behind hooks, which may compute."""
+    """Read the saved tensors of a node, which raises where one was freed or changed; none behind hooks may compute."""
     for raw_name, name in _saved_names(type(node)):
         raw = getattr(node, raw_name)  # a Python Function raises here, once freed
-        if raw_name == "_raw_saved_tensors" or not HOOKS_CAN_BE_SEEN:
+        if not HOOKS_CAN_BE_SEEN:
             return
         if isinstance(raw, (tuple, list)):
             if all(saved.unpack_hook is None for saved in raw):
                 getattr(node, name)
-                return
-        elif raw.unpack_hook is None and getattr(node, name) is not None:
-            return  # all of a node's tensors are freed together
+        elif raw.unpack_hook is None:
+            getattr(node, name)
 
 
 def may_be_used_once(node: Node) -> bool:
@@ -165,7 +167,8 @@ def may_be_used_once(node: Node) -> bool:
 def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
     """The names of a node's saved tensors: the raw ones, and those that unpack them."""
     raw = [name for name in dir(node_type) if name.startswith("_raw_saved_")]
-    return tuple((name, name.removeprefix("_raw")) for name in raw)
+    # A Python Function has one name for all, which is public.
+    return tuple((name, name.removeprefix("_raw_" if name == "_raw_saved_tensors" else "_raw")) for name in raw)
 
 
 def tells_freed(error: RuntimeError) -> bool:
@@ -199,6 +202,16 @@ def version(tensor: Tensor) -> int:
 
 def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where its memory begins, whatever part of it the tensor is."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def has_hooks(leaf: Tensor) -> bool:
+    """Whether it has hooks by `register_hook`. Those of DistributedDataParallel and FSDP are on other objects."""
+    return bool(leaf._backward_hooks)
 
 
 def call_post_accumulate_hooks(parameter: Tensor) -> None:
@@ -270,8 +283,29 @@ def wrappers_silent(sinks: Iterable[Node]) -> Iterator[None]:
 # `torch.compiler.disable` is the public name, but it imports the whole compiler: 2 s for every `import mtopt`.
 not_compiled = _disable_dynamo
 
-NO_BATCHING_RULE = "There is a performance drop"
-"""How the warning begins that vmap gives for an operator that it must loop over."""
+_watching = [0, True]  # how many passes look for loops of vmap, and whether they were allowed before
+_lock = threading.Lock()
+
+
+@contextmanager
+def loops_of_vmap_raise() -> Iterator[None]:
+    """While active, vmap raises at an operator without a batching rule, rather than loop over it and warn.
+
+    Torch has one switch for all threads, so this is for the first pass of a kind; filters of warnings, which threads
+    share too, might stay changed for good where two of them overlap.
+    """
+    with _lock:
+        if _watching[0] == 0:
+            _watching[1] = _is_vmap_fallback_enabled()
+            _set_vmap_fallback_enabled(False)
+        _watching[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _watching[0] -= 1
+            if _watching[0] == 0:
+                _set_vmap_fallback_enabled(_watching[1])
 
 
 def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:

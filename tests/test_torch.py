@@ -376,6 +376,23 @@ def test_views_are_told_from_tensors_with_memory_of_their_own():
     assert not gateway.is_view(x[1:].clone())
 
 
+def test_tensors_with_one_memory_have_one_storage_and_others_have_not():
+    x = torch.zeros(4)
+    assert gateway.storage_of(x[1:]) == gateway.storage_of(x.detach()) == gateway.storage_of(x)
+    assert gateway.storage_of(x.clone()) != gateway.storage_of(x)
+
+
+def test_hooks_of_a_user_on_a_parameter_are_seen_and_those_on_its_node_or_after_it_are_not():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.register_post_accumulate_grad_hook(lambda parameter: None)
+    parameter.expand_as(parameter).grad_fn.next_functions[0][0].register_hook(lambda *gradients: None)
+    assert not gateway.has_hooks(parameter)
+    handle = parameter.register_hook(lambda gradient: None)
+    assert gateway.has_hooks(parameter)
+    handle.remove()
+    assert not gateway.has_hooks(parameter)
+
+
 def test_post_accumulate_hooks_are_called_once_each_with_the_parameter():
     parameter, seen = nn.Parameter(torch.zeros(1)), []
     gateway.call_post_accumulate_hooks(parameter)
@@ -481,12 +498,21 @@ def test_what_is_not_compiled_breaks_the_graph_and_gives_the_same():
     assert ran == ["Tensor"]
 
 
-def test_the_warning_of_an_operator_without_a_batching_rule_begins_as_we_think():
+def without_a_batching_rule():
     node = nn.functional.scaled_dot_product_attention(*(leaf(1, 2, 4, 8) for _ in range(3)))
     (query, _), *_ = node.grad_fn.next_functions
     gradients = torch.ones(2, *node.shape)
-    with pytest.warns(UserWarning, match=f"^{gateway.NO_BATCHING_RULE}"):
-        torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+    return torch.func.vmap(lambda g: torch.autograd.grad(node, query.variable, g, retain_graph=True)[0])(gradients)
+
+
+def test_an_operator_without_a_batching_rule_raises_while_loops_are_looked_for_and_warns_else():
+    with gateway.loops_of_vmap_raise():
+        with gateway.loops_of_vmap_raise():
+            pass
+        with pytest.raises(RuntimeError, match="vmap fallback"):
+            without_a_batching_rule()
+    with pytest.warns(UserWarning, match="There is a performance drop"):
+        without_a_batching_rule()
 
 
 def test_a_tree_of_values_is_taken_apart():

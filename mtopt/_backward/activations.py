@@ -15,7 +15,7 @@ from .._graph.losses import cotangents
 from .._graph.rows import rows_at
 from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
-from .._graph.taking import Finish, Take, rows_taken
+from .._graph.taking import Finish, Take, replaced, rows_taken
 from .._torch import AccumulateGrad, may_be_used_once, operator_of, wrappers_silent
 from .._transform import Site
 from .backward import Backward
@@ -53,16 +53,19 @@ def combine_at_activations(backward: Backward) -> Explanation:
     starts = backward.starts()
     ahead = [meeting for meeting in sites if not meeting.separate]
     if ahead and above > max(FEW, LARGE * len(backward.graph.edges)):
-        backward.tell_once(
+        backward.told.once(
             f"The losses share {above} of the {len(backward.graph.edges)} nodes of the graph above where all have met, "
             f"and that part is differentiated once for each of them. "
             f'`at="nested"` takes one backward for any number of losses: it decides wherever some meet.'
         )
     combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
+    # Behind the hooks on a site's tensor, which each row has passed already; but not where more flows to it from above.
+    behind = {} if backward.graph.nested(sites) else {edge: new for edge, new in combined.items() if new is not None}
+    taken = [meeting for meeting in sites if meeting.edge not in behind]
     handlers = []
-    for meeting in sites:
+    for meeting in taken:
         if meeting in ahead:
-            handlers.append(handing_on(combined.get(meeting.edge)))
+            handlers.append(handing_on(combined[meeting.edge]))
         else:
             of_all_ranks = meeting in leaves and backward.ranks.size > 1
             combination = _RowsOfAllRanks(backward) if of_all_ranks else backward.combination_at(None)
@@ -72,7 +75,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
         for position in meeting.roots:
             starts[position] = torch.zeros_like(starts[position])
     explanation = _explained(backward, sites, ahead, above)
-    with rows_taken(sites, handlers):
+    with rows_taken(taken, handlers), replaced(behind):
         backward.run(starts)
     return explanation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from .._torch import variable_of, wrapper_of
 from .._transform import Losses, Site
 from .agreement import Agreement, Facts, Owned
 from .explanation import Explanation, SiteExplained
+from .telling import Told
 
 
 class Overlap:
@@ -56,9 +56,9 @@ class Backward:
         parameters: All of the optimizer's.
         batching: How the VJPs of several losses are batched, where rows take them.
         overlaps: Which losses were found to share coordinates at sites like these, from step to step.
-        told: What the user was told already.
         owner: The key under which named modules have marked the graph for this optimizer.
         agreed: The losses that any rank has, with their mean values. In one process these are `losses`.
+        told: What the user was told once.
         everywhere: What each rank told; empty in one process.
     """
 
@@ -69,9 +69,9 @@ class Backward:
     parameters: Sequence[Tensor]
     batching: Batching
     overlaps: dict[object, list[set[int]]]
-    told: set[str]
     owner: str
     agreement: Agreement
+    told: Told
     everywhere: Sequence[Facts] = ()
     agreed: Losses = field(init=False)
     seen: list[Overlap] = field(default_factory=list)
@@ -178,24 +178,18 @@ class Backward:
         if known:
             self.overlaps.setdefault(None, [])
         if known and not any(overlap.found for overlap in known):
-            self.tell_once(
+            self.told.once(
                 "In this step no number had a gradient of two `losses` (each masks other examples?), so nothing was "
                 "combined, and the gradients are those of the plain sum. `GradDrop(marginalize=0)` at a module takes "
                 'one decision for the batch, `at="parameters"` one for each weight.'
             )
-
-    def tell_once(self, text: str) -> None:
-        """Warn, but not twice for one optimizer."""
-        if text not in self.told:
-            self.told.add(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def tell_left_out(self, decided: set[int]) -> None:
         """Say which losses have no decision."""
         left_out = [self.losses.label(position) for position in range(len(self.losses)) if position not in decided]
         if left_out:
             named = ", ".join(f"`losses[{label}]`" for label in left_out)
-            self.tell_once(
+            self.told.once(
                 f"{named} shares no number of an activation with another loss (a penalty on weights, a model of its "
                 f'own, other examples), so its gradient is added as it is. To decide on it, too, use `at="parameters"`.'
             )

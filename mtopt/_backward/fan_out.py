@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -23,7 +24,9 @@ class Layer(Protocol):
     losses: Losses
     pipeline: Pipeline
 
-    def combine(self, rows: Sequence[Tensor | None], activation: Tensor | None) -> Tensor | None: ...
+    def combine(
+        self, rows: Sequence[Tensor | None], activation: Tensor | None, made_by: int | None = None
+    ) -> Tensor | None: ...
 
 
 COMBINED_ALREADY = (
@@ -42,22 +45,36 @@ def register(layer: Layer) -> int:
     return key
 
 
-_refused = 0
+_refusing: list[int] = []  # threads whose backward refuses layers
+
+
+def maker() -> int | None:
+    """The thread that runs a forward; None for those of autograd, which recompute checkpoints of all others."""
+    return None if isinstance(threading.current_thread(), threading._DummyThread) else threading.get_ident()
 
 
 @contextmanager
 def hidden_layers_refused() -> Iterator[None]:
-    """While active, layers raise: those that a compiled or a checkpointed region has hidden from the walk."""
-    global _refused
-    _refused += 1
+    """While active, this thread's layers raise: those that a compiled or a checkpointed region hides from the walk."""
+    here = threading.get_ident()
+    _refusing.append(here)
     try:
         yield
     finally:
-        _refused -= 1
+        _refusing.remove(here)
 
 
-def check_not_refused() -> None:
-    if _refused:
+def check_not_refused(made_by: int | None) -> None:
+    """Raise for a layer that the backward of this thread, or of the thread that ran its forward, refuses.
+
+    On the CPU a backward runs in the thread that called it; on a device in one that is shared by all, where a layer
+    that does not know its maker (a compiled one) is refused rather than combined twice.
+    """
+    if not _refusing:
+        return
+    if made_by is None and maker() is None:
+        raise RuntimeError(COMBINED_ALREADY)
+    if threading.get_ident() in _refusing or made_by in _refusing:
         raise RuntimeError(COMBINED_ALREADY)
 
 
@@ -86,6 +103,7 @@ class FanOut(torch.autograd.Function):
     def forward(ctx: Any, activation: Tensor, layer: Layer) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a loss that does not come back has no row, rather than a zero one
         ctx.layer = layer
+        ctx.made_by = maker()
         if layer.pipeline.marginalized is not None:
             ctx.save_for_backward(activation)
         return tuple(activation.view_as(activation) for _ in range(len(layer.losses)))
@@ -98,7 +116,7 @@ class FanOut(torch.autograd.Function):
                 "has no derivative. Take such gradients before the layer, or in eval()."
             )
         (activation,) = ctx.saved_tensors or (None,)
-        return ctx.layer.combine(rows, activation), None
+        return ctx.layer.combine(rows, activation, ctx.made_by), None
 
 
 _FAN_OUT = node_type(FanOut)

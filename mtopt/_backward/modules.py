@@ -10,10 +10,10 @@ from torch import Tensor
 from .._graph.loss_graph import Meeting
 from .._graph.rows import rows_below
 from .._graph.supports import Edge
-from .._graph.taking import Finish, Take, rows_taken
+from .._graph.taking import Finish, Take, replaced, rows_taken
 from .._signs import decision_shape, dims_of
 from .._torch import wrappers_silent
-from .activations import NEAR_PLAIN, combining, handing_on, kind_of
+from .activations import NEAR_PLAIN, combining, kind_of
 from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
@@ -49,6 +49,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
     )
     starts = backward.starts()
     handlers: dict[Edge, tuple[Take, Finish]] = {}
+    combined: dict[Edge, Tensor] = {}
     for (edge,) in direct:
         combination = backward.combination_at(marked[edge].activation)
         for position in meetings[edge].roots:
@@ -58,8 +59,6 @@ def combine_at_modules(backward: Backward) -> Explanation:
         activations = {edge: marked[edge].activation for group in ahead for edge in group}
         with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
             combined = _combined_ahead(backward, starts, ahead, activations, joint_dim or 0)
-        for edge, gradient in combined.items():
-            handlers[edge] = handing_on(gradient)
     for edge in handlers:
         for position in meetings[edge].roots:
             starts[position] = torch.zeros_like(starts[position])
@@ -71,7 +70,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
         why = "`at` names them; losses share a part above them, or a decision is joint over several calls"
         if_slow = "name a module above which each loss has a part of its own, and call it once"
     explanation = backward.explanation(how, why, if_slow, sites, backward.batching.used)
-    with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())):
+    with rows_taken([meetings[edge] for edge in handlers], list(handlers.values())), replaced(combined):
         backward.run(starts)
     return explanation
 

@@ -16,7 +16,9 @@ from .._torch import (
     COMPILED,
     REENTRANT_CHECKPOINT,
     call_post_accumulate_hooks,
+    has_hooks,
     is_view,
+    storage_of,
     variable_of,
     wrappers_silent,
 )
@@ -27,6 +29,7 @@ from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
 from .refusals import check_dense, check_real, refuse_layers
 from .shards import Shard, shards_of
+from .telling import HOOKS
 
 
 @dataclass
@@ -56,6 +59,8 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     needs the value, and others derivatives) always counts: it is no head.
     """
     refuse_layers(backward)
+    if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
+        backward.told.once(HOOKS)
     shards = shards_of(backward.parameters)
     if shards:
         rows = _rows_of_shards(backward, shards)
@@ -66,13 +71,15 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     else:
         rows = _rows_of_graph(backward)
     with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
-        gradients, owners = _combine(backward, rows, every)
+        gradients, owners, held = _combine(backward, rows, every)
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
     for i, gradient in enumerate(gradients):
         if gradient is not None:
             gradients[i] = None  # so that it can be freed where it is added to one that is there
-            accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient)
+            own = gradient.layout is torch.strided and storage_of(gradient) not in held
+            held.update({storage_of(gradient)} if own else ())
+            accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient, own=own)
     sites = [
         SiteExplained("parameter", tuple(target.shape), tuple(backward.agreed.label(loss) for loss in sorted(losses)))
         for target, losses in zip(rows.targets, owners, strict=True)
@@ -177,8 +184,13 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
     )
 
 
-def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list[Tensor | None], list[set[int]]]:
-    """The combined gradient of each target, and the losses that had a row there."""
+def _combine(
+    backward: Backward, rows: _RowsOfLosses, every: bool
+) -> tuple[list[Tensor | None], list[set[int]], set[int]]:
+    """The combined gradient of each target, the losses that had a row there, and the memory that is not our own.
+
+    Autograd may give one tensor to several targets, and what the rows were made of may keep them.
+    """
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
     if backward.pipeline.has_gramian:
         beside = {id(variable_of(leaf)) for leaf in beside_shared(backward.graph, backward.is_parameter)}
@@ -189,6 +201,7 @@ def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list
     combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
+    held: set[int] = set()
     # One node for a whole model hides who reaches what, as some ways to bundle losses do: rows of zeros are none.
     hiding = any(node.name() in (COMPILED, REENTRANT_CHECKPOINT) for node in backward.graph.edges)
     opaque = hiding or backward.graph.cut
@@ -199,6 +212,8 @@ def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list
             if row is None or (counts is not None and not counts[i]):
                 continue
             arrived[i].add(position)
+            if row.layout is torch.strided:
+                held.add(storage_of(row))
             if i in site_of:
                 check_dense(row.layout is torch.strided)
                 combination.add(site_of[i], position, row)
@@ -212,7 +227,7 @@ def _combine(backward: Backward, rows: _RowsOfLosses, every: bool) -> tuple[list
         )
     for i, combined in zip(shared, combination.result(), strict=True):
         gradients[i] = combined
-    return gradients, arrived
+    return gradients, arrived, held
 
 
 def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
@@ -234,15 +249,23 @@ def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) ->
         check_real(target.dtype)
 
 
-def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks."""
+def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:
+    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks.
+
+    Args:
+        parameter: A leaf.
+        gradient: What is added.
+        own: Whether nothing else has its memory, so that it may become the `.grad`.
+    """
     if not parameter.requires_grad:
         return
     with torch.no_grad():
         if parameter.grad is not None:
             parameter.grad.add_(gradient)
-        elif gradient.layout is torch.strided and (gradient.stride() != parameter.stride() or is_view(gradient)):
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
-        else:
+        elif gradient.layout is not torch.strided:
+            parameter.grad = gradient.detach().clone()
+        elif own and gradient.stride() == parameter.stride() and not is_view(gradient):
             parameter.grad = gradient.detach()
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
     call_post_accumulate_hooks(parameter)

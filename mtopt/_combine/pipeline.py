@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _methods
 from .._checks import is_listed, kind_of, nearest
+from .._draws import Draws
 from .._ranks import Ranks
 from .._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .combination import Combination, Held, Streamed
@@ -30,6 +31,7 @@ class Pipeline:
         self.gradient_transforms: list[GramianTransform | RowTransform] = []
         self.watch: Watch | None = None
         self._kept: dict[int, Tensor] | None = None
+        self.names: tuple[str, ...] | None = None  # of the losses in the step before
         self.joined = False  # whether several ranks have compared them
         self.loaded = False  # whether a checkpoint was loaded since
         for i, transform in enumerate(self.transforms):
@@ -59,6 +61,11 @@ class Pipeline:
         return None
 
     def check(self, losses: Losses) -> None:
+        if None not in (losses.names, self.names) and losses.names != self.names and self.keeps_losses:
+            raise ValueError(
+                f"`losses` are named {list(losses.names or ())}, but {list(self.names or ())} in the step before, and "
+                f"a transform keeps numbers of each. Give the same names in the same order; None for an absent loss."
+            )
         for transform in self.transforms:
             transform.check_losses(losses)
             transform.check(losses)
@@ -100,6 +107,12 @@ class Pipeline:
     def has_gramian(self) -> bool:
         """Whether a decision is one over all sites."""
         return any(isinstance(transform, GramianTransform) for transform in self.gradient_transforms)
+
+    @property
+    def keeps_losses(self) -> bool:
+        """Whether a transform keeps something of single losses from step to step: more than its random numbers."""
+        parts = [part for transform in self.transforms for part in vars(transform).values()]
+        return any(hasattr(part, "state_dict") and not isinstance(part, Draws) for part in parts)
 
     @property
     def sums_over_ranks(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from .._torch import ATTENTION_ON_CPU, CONVOLUTION
@@ -24,11 +24,13 @@ class Batching:
         chunk_size: Losses in one vmap; `None` chooses, 1 loops.
         refusal: Why vmap was given up, once it was.
         used: What the last step did.
+        taken: The kinds of nodes that vmap could take.
     """
 
     chunk_size: int | None = None
     refusal: str | None = None
     used: str = ""
+    taken: set[str] = field(default_factory=set)
 
     def size_for(self, graph: LossGraph, meetings: Sequence[Meeting]) -> int:
         """Losses to differentiate together below the meetings."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from .._torch import PASSING, STACK, multiplied_by
+from .._torch import ADDING, PASSING, STACK, multiplied_by
 from .._transform import Losses, LossesLike
 from .loss_graph import LossGraph, edge_of, metadata_of
 from .supports import Edge
@@ -105,6 +106,50 @@ def _factors(node: Node | None) -> set[float]:
             factors.add(float(constant))
         node = below[0]
     return factors
+
+
+FEW_TERMS = 64  # nodes to look at for what a loss is a sum of
+
+
+def totals(roots: Sequence[Edge]) -> dict[int, list[int]]:
+    """The losses that are a sum in which two others or more stand, scaled or not: for each the others' positions."""
+    bare: dict[Edge, int] = {}
+    for position, root in enumerate(roots):
+        bare.setdefault(_unscaled(root), position)
+    found = {}
+    for position, root in enumerate(roots):
+        parts = {bare[term] for term in _terms(_unscaled(root)) if term in bare} - {position}
+        if len(parts) > 1:
+            found[position] = sorted(parts)
+    return found
+
+
+def _unscaled(edge: Edge) -> Edge:
+    """What a loss is a multiple of: one number, as it is itself."""
+    while edge[0].name() in PASSING:
+        below = _inputs(edge[0])
+        if len(below) != 1 or prod(metadata_of(below[0]).shape) != 1:
+            break
+        edge = below[0]
+    return edge
+
+
+def _terms(total: Edge) -> list[Edge]:
+    """What a loss is a sum of, without their factors, however the sum is nested."""
+    terms: list[Edge] = []
+    waiting = [total]
+    while waiting and len(terms) < FEW_TERMS:
+        edge = waiting.pop()
+        if edge[0].name() in ADDING or edge[0].name() == STACK:
+            below = [_unscaled(term) for term in _inputs(edge[0])]
+            below = [term for term in below if prod(metadata_of(term).shape) == 1 or term[0].name() == STACK]
+            terms += below
+            waiting += below
+    return terms
+
+
+def _inputs(node: Node) -> list[Edge]:
+    return [edge for edge in node.next_functions if edge[0] is not None]  # type: ignore[misc]
 
 
 def cotangents(roots: Sequence[Edge], weights: Tensor | None) -> list[Tensor]:

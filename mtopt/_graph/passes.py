@@ -14,14 +14,14 @@ lie between two meetings; the shared pass frees its own with the last loss only,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .._torch import NO_BATCHING_RULE, AccumulateGrad
+from .._torch import AccumulateGrad, loops_of_vmap_raise
 from .batching import Batching
 from .loss_graph import LossGraph, Meeting, gradient_edge
 from .supports import Edge
@@ -50,7 +50,7 @@ def exclusive_pass(
         entries = [entry for entry in meeting.entries if entry[2] in arrived]
         if entries:
             here.append(Meeting(meeting.edge, entries))
-            handlers.append((partial(_put, arrived, meeting.edge), _nothing))
+            handlers.append((partial(_put, arrived, meeting.edge), None))
     roots = [position for position in losses if not graph.shared(graph.roots[position][0])]
     own = {}
     for i, (node, _) in enumerate(targets):
@@ -70,6 +70,22 @@ def exclusive_pass(
         for (i, position), gradient in zip(own.items(), gradients, strict=False):
             rows[position][i] = gradient
     return arrived
+
+
+def whole_pass(graph: LossGraph, start: Tensor, position: int, targets: Sequence[Edge], *, retain_graph: bool) -> Row:
+    """Differentiate all that one loss reaches, without a stop where it meets others."""
+    row: Row = [None] * len(targets)
+    reached = [i for i, (node, _) in enumerate(targets) if graph.reach.get(node, 0) >> position & 1]
+    if reached:
+        gradients = torch.autograd.grad(
+            [gradient_edge(graph.roots[position])],
+            [gradient_edge(targets[i]) for i in reached],
+            [start],
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+        _add_rows(row, reached, gradients)
+    return row
 
 
 def rows_at_leaves(at_edges: dict[Edge, Tensor], targets: Sequence[Edge], row: Row) -> None:
@@ -108,15 +124,16 @@ def shared_pass_by_vmap(
     edges = list(dict.fromkeys(edge for position in losses for edge in arrived[position]))
     if not edges or not shared:
         return False
+    kinds = {type(node).__name__ for node in graph.edges}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=NO_BATCHING_RULE)
+        with nullcontext() if kinds <= batching.taken else loops_of_vmap_raise():
             batched = _batched_vjp(
                 [arrived[position] for position in losses], edges, [gradient_edge(targets[i]) for i in shared]
             )
     except Exception as error:  # vmap's refusals have many types; a real error comes again from the loop
         batching.give_up(error)
         return False
+    batching.taken |= kinds
     for n, position in enumerate(losses):
         # vmap gives zeros, not None, to the losses of the chunk that do not reach a target
         reached = [graph.reach[targets[i][0]] >> position & 1 for i in shared]
@@ -155,7 +172,3 @@ def _add_rows(row: Row, shared: Sequence[int], gradients: Sequence[Tensor | None
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, position: int, row: Tensor) -> None:
     arrived[position][edge] = row
-
-
-def _nothing() -> None:
-    return None

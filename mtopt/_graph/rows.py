@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .._checks import check_chunk_size
-from .._torch import AccumulateGrad, wrappers_silent
+from .._torch import AccumulateGrad, has_hooks, variable_of, wrappers_silent
 from .._transform import LossesLike
 from .alive import check_alive, graph_errors_explained
 from .batching import Batching
 from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge
 from .losses import cotangents, read_losses
-from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap
+from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap, whole_pass
 from .supports import Edge
 from .taking import rows_taken
 
@@ -90,6 +90,14 @@ def rows_below(
     keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks)
     at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
+    hooked = any(map(has_hooks, shared_leaves(graph, targets)))
+    if hooked:
+        batching.used = "loop, because hooks on shared parameters run once for each loss"
+    if hooked or (keep_exclusive and (size == 1 or last < 2)):  # then nothing is gained by a stop at the meetings
+        for position, start in enumerate(starts):
+            retain = retain_graph or position != last
+            yield position, whole_pass(graph, start, position, targets, retain_graph=retain)
+        return
     first = 0
     rows: dict[int, Row] = {}
     while first <= last:
@@ -152,6 +160,13 @@ def _put(row: Row, i: int, _: int, gradient: Tensor) -> None:
 
 def _nothing() -> None:
     return None
+
+
+def shared_leaves(graph: LossGraph, targets: Sequence[Edge]) -> Iterator[Tensor]:
+    """The leaves among some edges that two losses or more reach."""
+    for node, _ in targets:
+        if type(node) is AccumulateGrad and node in graph.reach and graph.shared(node):
+            yield variable_of(node)
 
 
 def rows_by_backward(

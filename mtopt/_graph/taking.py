@@ -7,6 +7,8 @@ head a   head a'  head b          the last nodes that belong to one loss, its en
       [ meeting ]                 - autograd adds up nothing but that, and goes on below.
            |
        the trunk                  No entry is left out: a node that is not reached in a pass is no entry of it.
+
+A pass that only looks at the rows lets them flow, and drops their sum: a user's hook at the meeting never sees None.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from .loss_graph import Meeting
+from .supports import Edge
 
 Take = Callable[[int, Tensor], None]
 """Called with (position of the loss, row), once for each loss that arrives at a meeting."""
@@ -27,8 +30,11 @@ Finish = Callable[[], Tensor | None]
 
 
 @contextmanager
-def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finish]]) -> Iterator[None]:
-    """While active, a backward hands the rows at each meeting to its handlers instead of adding them up there."""
+def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finish | None]]) -> Iterator[None]:
+    """While active, a backward hands the rows at each meeting to its handlers instead of adding them up there.
+
+    Where there is no `Finish`, they are added up as well.
+    """
     by_node: dict[Node, dict[int, tuple[_Arrivals, int]]] = {}
     for meeting, (take, finish) in zip(meetings, handlers, strict=True):
         arrivals = _Arrivals(meeting, take, finish)
@@ -42,13 +48,35 @@ def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finis
             handle.remove()
 
 
+@contextmanager
+def replaced(gradients: Mapping[Edge, Tensor]) -> Iterator[None]:
+    """While active, a backward goes on with other gradients at some edges, behind the hooks on their tensors."""
+    by_node: dict[Node, dict[int, Tensor]] = {}
+    for (node, number), gradient in gradients.items():
+        by_node.setdefault(node, {})[number] = gradient
+    handles = [node.register_prehook(_replacement(new)) for node, new in by_node.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replacement(new: Mapping[int, Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def replace(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(new.get(k, old) if old is not None else None for k, old in enumerate(gradients))
+
+    return replace
+
+
 class _Arrivals:
     """The contributions to one meeting: a loss may send several, which make one row."""
 
-    def __init__(self, meeting: Meeting, take: Take, finish: Finish) -> None:
+    def __init__(self, meeting: Meeting, take: Take, finish: Finish | None) -> None:
         self.take = take
         self.finish = finish
         self.waiting = len(meeting.entries)
+        self.alone = self.waiting == 1
         self.expected: dict[int, int] = {}
         for _, _, position in meeting.entries:
             self.expected[position] = self.expected.get(position, 0) + 1
@@ -63,6 +91,9 @@ class _Arrivals:
             self.partial[position] = gradient if before is None else before + gradient
         if self.expected[position] == 0 and position in self.partial:
             self.take(position, self.partial.pop(position))
+        if self.finish is None:
+            # A row that is alone would be what flows: a hook that changes it in place would do so twice.
+            return gradient.clone() if gradient is not None and self.alone else gradient
         if self.waiting > 0:
             return None
         combined = self.finish()

@@ -1,10 +1,8 @@
-"""What is told once: most likely it is not meant, but it is no reason to refuse a step. Changes nothing."""
+"""What an optimizer's first step tells: one loss alone, or a state that left the transforms out. Changes nothing."""
 
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from .._combine.pipeline import Pipeline
 from .._torch import names_parameters, tree_leaves
 from .._transform import Losses
+from .telling import Told
 
 _ALONE = (
     "One loss is alone, so nothing is combined. Give the losses, not their sum, e.g. `step([seg_loss, depth_loss])`."
@@ -25,11 +24,12 @@ _LEFT_OUT = (
 )
 
 
-class Told:
-    """What one optimizer has told, and what it must remember for that: the state that its transforms began with."""
+class FirstStep:
+    """What one optimizer must remember until its first step: the state that its transforms began with."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, told: Told) -> None:
         self.pipeline = pipeline
+        self.told = told
         self.new = self._state()
         self.left_out = False  # from what was loaded last
         self.stepped = False
@@ -41,9 +41,9 @@ class Told:
     def tell(self, losses: Losses, n_ranks: int) -> None:
         """A step begins."""
         if self.left_out and self.new and any(self.new) and _same(self.new, self._state()):
-            _tell(_LEFT_OUT)
+            self.told.once(_LEFT_OUT)
         if not self.stepped and self.pipeline.gradient_transforms and losses.n_losses == n_ranks == 1:
-            _tell(_ALONE)
+            self.told.once(_ALONE)
         self.left_out, self.stepped = False, True
 
     def _state(self) -> list[dict[str, Any]] | None:
@@ -52,14 +52,6 @@ class Told:
             return copy.deepcopy(self.pipeline.state())
         except Exception:
             return None
-
-
-def _tell(text: str) -> None:
-    """At the user's line, so that another optimizer of the process is heard, too."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("mtopt", "torch"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def _same(one: object, other: object) -> bool:

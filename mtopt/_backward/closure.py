@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._combine.pipeline import Pipeline
-from ._transform import LossesLike
+from .._combine.pipeline import Pipeline
+from .._transform import LossesLike
+from .telling import CLOSURE_OF_ITS_OWN, Told
 
 
 def evaluation(
@@ -19,7 +19,8 @@ def evaluation(
     backward: Callable[[LossesLike], None],
     pipeline: Pipeline,
     inner: Optimizer,
-    memory: dict[str, Any],
+    told: Told,
+    tell_unless_handed: Callable[[str], None],
 ) -> Callable[[], Any]:
     """What the inner optimizer calls: the closure, the backward of the losses that it returns, and their value.
 
@@ -32,8 +33,9 @@ def evaluation(
     def evaluate() -> Any:
         value = closure()
         if value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+            tell_unless_handed(CLOSURE_OF_ITS_OWN)
             return value
-        _tell_line_search(pipeline, inner, memory)
+        _tell_line_search(pipeline, inner, told)
         pipeline.load_state(copy.deepcopy(frozen))
         with pipeline.weighting_as(weights):
             backward(value)
@@ -47,18 +49,15 @@ def _present(losses: Any) -> Iterator[tuple[int, Tensor]]:
     return ((i, loss.detach()) for i, loss in enumerate(entries) if loss is not None)
 
 
-def _tell_line_search(pipeline: Pipeline, inner: Optimizer, memory: dict[str, Any]) -> None:
-    """Tell once that a line search compares losses, where what is combined of their gradients belongs to none."""
-    if not pipeline.gradient_transforms or memory.get("line search told"):
+def _tell_line_search(pipeline: Pipeline, inner: Optimizer, told: Told) -> None:
+    """Tell that a line search compares losses, where what is combined of their gradients belongs to none."""
+    if not pipeline.gradient_transforms:
         return
     searches = [group["line_search_fn"] for group in inner.param_groups if group.get("line_search_fn")]
     if searches:
-        memory["line search told"] = True
-        warnings.warn(
+        told.once(
             f"{type(inner).__name__} has line_search_fn={searches[0]!r}, which compares losses, but what "
             f"{type(pipeline.gradient_transforms[0]).__name__} makes of their gradients is not the gradient of any "
             f"loss, so that the search may stop too early. Take line_search_fn=None, or weight the losses instead, "
-            f"as ConstantWeights does.",
-            RuntimeWarning,
-            stacklevel=2,
+            f"as ConstantWeights does."
         )
