@@ -126,7 +126,8 @@ class MultiLossOptimizer(Optimizer):
             present, roots = read_losses(losses)
             graph = LossGraph(roots)
             check_alive(graph)
-            check_reaching(graph, present)
+            if isinstance(losses, Tensor):
+                check_reaching(graph, present)
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
             if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together

@@ -170,6 +170,7 @@ def test_what_is_ours_or_has_run_once_is_not_watched():
     ours = MultiLossOptimizer(torch.optim.SGD(net.parameters()), [mtopt.PCGrad(), GradDrop()])
     ours.step(net())
     own = MultiLossOptimizer(torch.optim.SGD(net.parameters()), Rows(torch.clone))
+    own.zero_grad()
     own.step(net())
     assert ours.pipeline.first_backwards.done == set()
     assert own.pipeline.first_backwards.done == {(2, 2)}

@@ -154,7 +154,7 @@ def test_a_keep_function_that_small_purities_do_not_suit_is_kept():
 # -- losses of a layer --
 
 
-@pytest.mark.parametrize("losses", [True, "ab", 2.0, None, {"a", "b"}, [1, 2], torch.tensor(2)], ids=repr)
+@pytest.mark.parametrize("losses", [True, "ab", 2.0, None, {"a"}, [1, 2], torch.tensor(2)], ids=repr)
 def test_a_layer_takes_a_number_or_a_list_of_names(losses):
     with pytest.raises(TypeError, match="`losses` must be how many losses there are, or a list of names"):
         MultiLossLayer(losses)

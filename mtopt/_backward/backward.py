@@ -186,6 +186,7 @@ class Backward:
 
     def tell_left_out(self, decided: set[int]) -> None:
         """Say which losses have no decision."""
+        decided = decided.union(self.graph.reaching_nothing())  # of no examples, say: as good as absent
         left_out = [self.losses.label(position) for position in range(len(self.losses)) if position not in decided]
         if left_out:
             named = ", ".join(f"`losses[{label}]`" for label in left_out)

@@ -129,8 +129,9 @@ class LossGraph:
                 if apart and all(child in self.parting or not several(self.reach[child]) for child in below):
                     self.parting.add(node)
         for node, children in self.edges.items():
-            if node in self.under or self.shared(node):
-                self.under |= {child for child, _ in children if child is not None and not self.shared(child)}
+            if self.reach[node] and (node in self.under or self.shared(node)):
+                below = (child for child, _ in children if child is not None and self.reach[child] & self.reach[node])
+                self.under |= {child for child in below if not self.shared(child)}
 
     def _states_of(self, node: Node) -> list[State]:
         """Of the tensors that a node made."""

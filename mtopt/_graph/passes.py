@@ -50,12 +50,13 @@ def exclusive_pass(
         entries = [entry for entry in meeting.entries if entry[2] in arrived]
         if entries:
             here.append(Meeting(meeting.edge, entries))
-            handlers.append((partial(_put, arrived, meeting.edge), None))
+            # Nothing may flow on to what one loss reaches by shared nodes, too: the shared pass brings that.
+            handlers.append((partial(_put, arrived, meeting.edge), _nothing if graph.under else None))
     roots = [position for position in losses if not graph.shared(graph.roots[position][0])]
     own = {}
     for i, (node, _) in enumerate(targets):
         position = graph.reach.get(node, 0).bit_length() - 1
-        if position in arrived and not graph.beyond(node):
+        if position in arrived and not graph.shared(node):
             own[i] = position
     places = [*(targets[i] for i in own), *(meeting.edge for meeting in here)]
     if roots and places:
@@ -168,6 +169,10 @@ def _add_rows(row: Row, shared: Sequence[int], gradients: Sequence[Tensor | None
         if gradient is not None:
             before = row[i]
             row[i] = gradient if before is None else before + gradient
+
+
+def _nothing() -> None:
+    return None
 
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, position: int, row: Tensor) -> None:

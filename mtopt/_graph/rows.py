@@ -87,7 +87,7 @@ def rows_below(
     size = batching.size_for(graph, interior) if interior else 1
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
     # DistributedDataParallel laid under all outputs.
-    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks)
+    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks) or bool(graph.under)
     at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
     hooked = any(map(has_hooks, shared_leaves(graph, targets)))
