@@ -174,6 +174,14 @@ def test_gradvac_is_the_paper_s_algorithm_step_by_step(beta):
         torch.testing.assert_close(mix(ours, rows), gradvac_by_the_paper(rows, random_orders(5, draws), averages, beta))
 
 
+def test_gradvac_turns_nothing_towards_a_row_of_zeros():
+    """Also where the rows agreed before, so that their usual cosine is above 0."""
+    method, rows = GradVac(seed=0), torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    mix(method, rows)
+    rows[1] = 0
+    assert torch.equal(mix(method, rows), rows)
+
+
 def test_random_orders_are_orders_of_the_others_and_differ():
     orders = random_orders(6, Draws(0))
     for i in range(6):
@@ -281,6 +289,15 @@ def test_scale_equivariance_is_as_declared(make):
             first, second = mix(plain, rows), mix(scaled, 3.7 * rows)
             knows |= not torch.allclose(3.7 * first, second, rtol=1e-9, atol=1e-9)
     assert knows != make().scale_equivariant or isinstance(make(), GradNorm)  # Adam hides the scale but for its epsilon
+
+
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**60])
+@pytest.mark.parametrize("name", [name for name, make in METHODS.items() if make().scale_equivariant])
+def test_gradients_of_any_length_are_combined_alike(name, scale):
+    rows = conflicting(1)
+    first, second = mix(METHODS[name](), rows), mix(METHODS[name](), scale * rows)
+    assert first.norm() > 0
+    torch.testing.assert_close(second / scale, first)
 
 
 @every_method
