@@ -342,6 +342,16 @@ def test_two_opposite_gradients_leave_nothing(make):
     assert mix(make(), rows).sum(0).abs().max() <= 1e-9 * rows.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [IMTLG, ConFIG])
+def test_opposite_gradients_of_any_lengths_leave_nothing(make, dtype):
+    """Rounding, which is all that is left of the weights, is not taken for a direction."""
+    for seed in range(20):
+        row = conflicting(seed, 2)[0].to(dtype)
+        for length in (1.0, 2.0, 3.0, 0.7):
+            assert combine(make(), torch.stack([row, -length * row])).norm() <= 1e-6 * row.norm()
+
+
 @pytest.mark.parametrize(
     "make", [MGDA, UPGrad, DualProj, lambda: CAGrad(c=1.0)], ids=["MGDA", "UPGrad", "DualProj", "CA"]
 )

@@ -186,7 +186,8 @@ def equal_cosines(gramian: Tensor) -> Tensor:
     here = gramian.diagonal() > 0
     norms = gramian.diagonal()[here].sqrt()
     cosines = gramian[here][:, here] / norms / norms[:, None]
-    weights[here] = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
+    solution = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
+    weights[here] = torch.where(solution.sum() > 1e-12, solution, 0)  # its sum is its squared length: nothing is left
     return weights
 
 
