@@ -352,6 +352,16 @@ def test_opposite_gradients_of_any_lengths_leave_nothing(make, dtype):
             assert combine(make(), torch.stack([row, -length * row])).norm() <= 1e-6 * row.norm()
 
 
+@pytest.mark.parametrize("n", [3, 10])
+@pytest.mark.parametrize("make", [IMTLG, ConFIG])
+def test_gradients_all_around_in_a_plane_leave_nothing_and_turned_a_little_leave_something(make, n):
+    angles = torch.arange(n, dtype=torch.float64) * (2 * torch.pi / n)
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    assert combine(make(), rows).norm() <= 1e-12
+    angles[0] += 1e-4
+    assert combine(make(), torch.stack([angles.cos(), angles.sin()], 1)).norm() >= 1e-6
+
+
 @pytest.mark.parametrize(
     "make", [MGDA, UPGrad, DualProj, lambda: CAGrad(c=1.0)], ids=["MGDA", "UPGrad", "DualProj", "CA"]
 )

@@ -187,7 +187,8 @@ def equal_cosines(gramian: Tensor) -> Tensor:
     norms = gramian.diagonal()[here].sqrt()
     cosines = gramian[here][:, here] / norms / norms[:, None]
     solution = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
-    weights[here] = torch.where(solution.sum() > 1e-12, solution, 0)  # its sum is its squared length: nothing is left
+    # The sum is the squared length of $\sum_i u_i g_i / \|g_i\|$: as a share of $1^T 1$ no more than rounding, it is 0.
+    weights[here] = torch.where(solution.sum() > 1e-12 * len(solution), solution, 0)
     return weights
 
 
