@@ -1,9 +1,10 @@
 """Mutation testing: small faults in the core, put in one at a time, and whether a test notices. Pytest runs none of it.
 
     python tests/mutation.py --count 320 --output mutants.jsonl
+    python tests/mutation.py --modules _graph/sites --tree build/sites -- tests/test_final_sites.py tests/test_models.py
 
 Each mutant is run against the tests that execute its line, the fastest first, in a fork of one process that has
-imported everything but mtopt, and in a private copy of the repository. A run that was stopped goes on where it was.
+imported everything but mtopt, and in a private copy of the repository.
 """
 
 from __future__ import annotations
@@ -21,26 +22,20 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = "signs sums graph rows arrivals batching combine blocks products draws averages solvers pipeline methods/*"
-AROUND = (
-    "docs docs_frontier docs_graddrop site compare command demo evidence scaling cost_page benchmark_data pictures "
-    "project examples survey"
-)
-RANKS = ("tests/test_ranks.py", "tests/test_faults.py", "tests/test_fsdp.py")
-"""They run in processes of their own, where nobody sees which lines: for what is seen by none, or names ranks."""
-
-PRELOAD = "torch._dynamo torch.distributed.fsdp hypothesis.extra numpy scipy.optimize coverage lightning accelerate"
+CORE = "_draws _dtypes _scratch _signs _transform _graph/* _methods/* _combine/* _backward/averages"
+PRELOAD = "torch._dynamo torch.distributed.fsdp hypothesis.extra numpy scipy.optimize"
 QUIET = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 FORK = multiprocessing.get_context("fork")
 
@@ -54,6 +49,7 @@ OPPOSITE: dict[type, Any] = {
     **{a: b for pair in _PAIRS for a, b in (pair, pair[::-1])},
     **{ast.MatMult: ast.Mult, ast.Pow: ast.Mult, ast.Mod: ast.Mult, ast.FloorDiv: ast.Mult, ast.BitXor: ast.BitAnd},
 }
+STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Break, ast.Continue, ast.Delete)
 BOUNDARY: dict[type, Any] = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 _NAMES = (
     "min max, any all, clamp_min clamp_max, argmin argmax, amin amax, clamp_min_ clamp_max_, sub_ add_, log exp, "
@@ -91,22 +87,16 @@ def mutants_of(module: str) -> list[Mutant]:
     return [found[key] for key in sorted(found)]
 
 
-def _edits(node: ast.AST, within: ast.AST | None = None) -> Iterator[tuple[Any, Any]]:
-    """Nodes below a node, and what to put in their places: never in annotations, texts, asserts, or what is raised."""
-    if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr)):
+def _edits(node: Any, within: ast.AST | None = None) -> Iterator[tuple[Any, Any]]:
+    """Nodes below a node, and what to put in their places."""
+    if _is_apart(node):
         return
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        return
-    if isinstance(node, ast.FunctionDef) and node.name == "__repr__":
-        return
-    if isinstance(node, ast.Expr) and (
-        isinstance(node.value, ast.Constant) or ast.unparse(node.value).startswith("warnings.warn(")
-    ):
-        return
-    for new in _variants(node, removable=isinstance(within, (ast.FunctionDef, ast.ClassDef, ast.stmt))):
+    removable = isinstance(within, (ast.FunctionDef, ast.ClassDef, ast.stmt)) and (
+        isinstance(node, STATEMENTS) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+    )
+    for new in [*_variants(node), *_calls(node), *([ast.Pass()] if removable else [])]:
         yield node, new
-    tests = [node.test] if isinstance(node, (ast.If, ast.While, ast.IfExp)) else getattr(node, "ifs", [])
-    for test in tests:
+    for test in [node.test] if isinstance(node, (ast.If, ast.While, ast.IfExp)) else getattr(node, "ifs", []):
         if not isinstance(test, (ast.Compare, ast.UnaryOp)):
             yield test, ast.UnaryOp(ast.Not(), test)
     for name, value in ast.iter_fields(node):
@@ -116,50 +106,51 @@ def _edits(node: ast.AST, within: ast.AST | None = None) -> Iterator[tuple[Any, 
                     yield from _edits(child, node)
 
 
-def _variants(node: Any, *, removable: bool) -> Iterator[ast.AST]:
+def _is_apart(node: Any) -> bool:
+    """Whether no test need notice: imports, texts, asserts, warnings."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant) or ast.unparse(node).startswith("warnings.warn(")
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    texts = (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr)
+    return isinstance(node, texts) or getattr(node, "name", "") == "__repr__"
+
+
+def _variants(node: Any) -> Iterator[ast.AST]:
     """What may stand in place of a node."""
-    op = getattr(node, "op", None)
-    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(op) in OPPOSITE:
-        yield _changed(node, op=OPPOSITE[type(op)]())
+    if (op := type(getattr(node, "op", None))) in OPPOSITE:
+        yield _changed(node, op=OPPOSITE[op]())
     if isinstance(node, ast.UnaryOp):
         yield node.operand
-    if isinstance(node, ast.BoolOp):
+    elif isinstance(node, ast.BoolOp):
         for i in range(len(node.values)):
-            rest = node.values[:i] + node.values[i + 1 :]
-            yield rest[0] if len(rest) == 1 else _changed(node, values=rest)
-    if isinstance(node, ast.Compare):
+            yield _changed(node, values=node.values[:i] + node.values[i + 1 :])
+    elif isinstance(node, ast.Compare):
         for i, sign in enumerate(node.ops):
             for table in (OPPOSITE, BOUNDARY):
                 if type(sign) in table:
                     yield _changed(node, ops=[*node.ops[:i], table[type(sign)](), *node.ops[i + 1 :]])
-    if isinstance(node, ast.Constant):
-        if isinstance(node.value, bool):
-            yield ast.Constant(not node.value)
-        elif isinstance(node.value, int):
-            yield from (ast.Constant(node.value + 1), ast.Constant(node.value - 1))
-        elif isinstance(node.value, float):
-            yield ast.Constant(2 * node.value or 1.0)
-    if isinstance(node, ast.Call):
-        yield from _calls(node)
-    if isinstance(node, ast.Slice):
-        for bound in ("lower", "upper"):
-            if (at := getattr(node, bound)) is not None:
-                yield _changed(node, **{bound: None})
-                yield _changed(node, **{bound: ast.BinOp(at, ast.Add(), ast.Constant(1))})
-        if node.lower is None:
-            yield _changed(node, lower=ast.Constant(1))
-        if node.upper is None:
-            yield _changed(node, upper=ast.Constant(-1))
-    if isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Constant):
+        number = node.value
+        if isinstance(number, bool):
+            yield ast.Constant(not number)
+        elif isinstance(number, int):
+            yield from (ast.Constant(number + 1), ast.Constant(number - 1))
+        elif isinstance(number, float):
+            yield ast.Constant(2 * number or 1.0)
+    elif isinstance(node, ast.Slice):
+        for bound, default in (("lower", 1), ("upper", -1)):
+            at = getattr(node, bound)
+            for value in [None, ast.BinOp(at, ast.Add(), ast.Constant(1))] if at else [ast.Constant(default)]:
+                yield _changed(node, **{bound: value})
+    elif isinstance(node, ast.Return) and node.value is not None:
         yield ast.Return(ast.Constant(None))
-    statements = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Break, ast.Continue, ast.Delete)
-    if removable and (
-        isinstance(node, statements) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
-    ):
-        yield ast.Pass()
 
 
-def _calls(node: ast.Call) -> Iterator[ast.AST]:
+def _calls(node: Any) -> Iterator[ast.AST]:
+    """Another function, arguments that have changed places, one argument less."""
+    if not isinstance(node, ast.Call):
+        return
     name = "id" if isinstance(node.func, ast.Name) else "attr"
     called = getattr(node.func, name, "")
     if called in RENAMED:
@@ -173,8 +164,7 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
 
 def _changed(node: Any, **fields: Any) -> Any:
     node = copy.copy(node)
-    for name, value in fields.items():
-        setattr(node, name, value)
+    vars(node).update(fields)
     return node
 
 
@@ -245,22 +235,16 @@ def in_fork(tree: Path, arguments: list[str], seconds: dict[str, float] | None, 
     return answer
 
 
-def _run_pytest(writer: Any, tree: Path, arguments: list[str], seconds: dict[str, float] | None) -> None:
+def _run_pytest(writer: Connection, tree: Path, arguments: list[str], seconds: dict[str, float] | None) -> None:
     os.setsid()
     os.chdir(tree)
-    sys.path[0] = str(tree)
-    os.environ["PYTHONPATH"] = str(tree)
+    sys.path[0] = os.environ["PYTHONPATH"] = str(tree)
     log = os.open(tree / "pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.dont_write_bytecode = seconds is not None  # of a mutant, which nobody may find later
     if seconds is not None:
+        sys.dont_write_bytecode = True  # of a mutant, which nobody may find later
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        try:
-            importlib.import_module("mtopt")
-        except Exception as error:
-            writer.send({"verdict": "invalid", "by": repr(error)})
-            return
     plugin = Chosen(seconds)
     code = pytest.main([*QUIET, *arguments], plugins=[plugin])
     verdict = {0: "survived", 5: "invalid"}.get(int(code), "killed")  # 5: there was nothing to run
@@ -268,79 +252,53 @@ def _run_pytest(writer: Any, tree: Path, arguments: list[str], seconds: dict[str
 
 
 class Tests:
-    """Which tests run which lines, and how long they take: from one run of the suite in the private tree."""
+    """Which tests run which lines, and how long they take: from one run of them in a private copy of the repository."""
 
-    def __init__(self, tree: Path, *, ranks: bool) -> None:
-        self.ranks = ranks
+    def __init__(self, tree: Path, arguments: list[str]) -> None:
+        self.tree, self.arguments = tree, arguments
+        if not tree.exists():
+            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"))
+        shutil.copytree(ROOT / "mtopt", tree / "mtopt", dirs_exist_ok=True)  # a run that was stopped leaves a mutant
         timings = tree / "seconds.json"
         if not timings.exists():
-            ignored = [f"--ignore=tests/test_{name}.py" for name in AROUND.split()]
-            coverage = ["--cov=mtopt", "--cov-context=test", "--cov-report="]
-            answer = in_fork(tree, [*coverage, *ignored], None, 7200)
+            answer = in_fork(tree, ["--cov=mtopt", "--cov-context=test", "--cov-report=", *arguments], None, 7200)
             timings.write_text(json.dumps(answer["seconds"]), encoding="utf-8")
         self.seconds: dict[str, float] = json.loads(timings.read_text(encoding="utf-8"))
-        self.lines: dict[str, dict[int, set[str]]] = {}
-        data = importlib.import_module("coverage").CoverageData(str(tree / ".coverage"))
-        data.read()
-        for file in data.measured_files():
-            contexts = data.contexts_by_lineno(file)
-            module = str(Path(file).relative_to(tree / "mtopt"))
-            self.lines[module] = {line: {c.rpartition("|")[0] for c in found if c} for line, found in contexts.items()}
+        self.data = coverage.CoverageData(str(tree / ".coverage"))
+        self.data.read()
 
     def of(self, mutant: Mutant, most: float) -> dict[str, float]:
         """The tests for a mutant, with their seconds; no more than `most` seconds of them."""
-        lines = self.lines.get(mutant.module, {})
-        tree = ast.parse((ROOT / "mtopt" / mutant.module).read_bytes())
-        placed: list[Any] = [node for node in ast.walk(tree) if hasattr(node, "lineno")]
-        around = [node for node in placed if node.lineno <= mutant.line <= node.end_lineno]
-        statement = [n for n in around if isinstance(n, ast.stmt)][-1]
-        body = getattr(statement, "body", None)
-        last: int = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
-        names: set[str] = set().union(
-            *(lines.get(line, set()) for line in range(statement.lineno, max(last, mutant.line) + 1))
-        )
-        functions = [n for n in around if isinstance(n, ast.FunctionDef)]
-        if not functions or statement in functions:  # runs at import
-            names = set().union(*lines.values())
+        lines = self.data.contexts_by_lineno(str(self.tree / "mtopt" / mutant.module))
+        at = max((line for line in lines if line <= mutant.line), default=0)  # where its statement starts
+        contexts = {context for context in lines.get(at, []) if context}
+        if not contexts:  # it runs at import, or in processes of the tests', where nobody sees which lines
+            contexts = {context for found in lines.values() for context in found if context} or {*self.seconds}
         chosen: dict[str, float] = {}
-        for name in sorted(names & self.seconds.keys(), key=self.seconds.__getitem__):
+        for name in sorted(
+            {context.partition("|")[0] for context in contexts} & {*self.seconds}, key=self.seconds.__getitem__
+        ):
             if (most := most - self.seconds[name]) > 0:
                 chosen[name] = self.seconds[name]
-        if not chosen or (self.ranks and functions and "rank" in ast.unparse(functions[-1])):
-            for name in self.seconds:
-                if name.startswith(RANKS):
-                    chosen[name] = 1000.0 + RANKS.index(name.split("::")[0])  # last, and file by file: they start ranks
         return chosen
 
-
-def private_tree(tree: Path) -> None:
-    """A copy of the repository that nobody else reads."""
-    if not tree.exists():
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "__pycache__", ".coverage"))
-    shutil.copytree(ROOT / "mtopt", tree / "mtopt", dirs_exist_ok=True)  # a run that was stopped leaves a mutant
-
-
-def verdict_on(mutant: Mutant, tree: Path, tests: Tests, most: float) -> dict[str, Any]:
-    chosen = tests.of(mutant, most)
-    if not chosen:
-        return {"verdict": "survived", "by": "no test runs it", "tests": 0}
-    file = tree / "mtopt" / mutant.module
-    before = file.read_bytes()
-    new = mutant.new if mutant.bare else f"({mutant.new})"
-    file.write_bytes(before[: mutant.start] + new.encode() + before[mutant.end :])
-    for compiled in file.parent.glob(f"__pycache__/{file.stem}.*.pyc"):
-        compiled.unlink()  # it may have the same second in it
-    try:
-        files = sorted({name.split("::")[0] for name in chosen})
-        answer = in_fork(
-            tree,
-            ["-x", *files],
-            chosen,
-            60 + 3 * sum(s for s in chosen.values() if s < 1000) + 240 * (max(chosen.values()) >= 1000),
-        )
-    finally:
-        file.write_bytes(before)
-    return {"verdict": answer["verdict"], "by": answer["by"], "tests": len(chosen)}
+    def verdict_on(self, mutant: Mutant, most: float) -> dict[str, Any]:
+        """Whether a test fails, and which one; or that none runs it."""
+        chosen = self.of(mutant, most)
+        if not chosen:
+            return {"verdict": "survived", "by": "no test runs it", "tests": 0}
+        file = self.tree / "mtopt" / mutant.module
+        before = file.read_bytes()
+        new = mutant.new if mutant.bare else f"({mutant.new})"
+        file.write_bytes(before[: mutant.start] + new.encode() + before[mutant.end :])
+        for compiled in file.parent.glob(f"__pycache__/{file.stem}.*.pyc"):
+            compiled.unlink()  # it may have the same second in it
+        try:
+            files = sorted({name.split("::")[0] for name in chosen})
+            answer = in_fork(self.tree, ["-x", *files], chosen, 60 + 3 * sum(chosen.values()))
+        finally:
+            file.write_bytes(before)
+        return {"verdict": answer["verdict"], "by": answer["by"], "tests": len(chosen)}
 
 
 def main() -> None:
@@ -349,33 +307,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which of them")
     parser.add_argument("--modules", nargs="*", default=CORE.split(), help="patterns below mtopt/, without .py")
     parser.add_argument("--output", type=Path, default=Path("mutants.jsonl"), help="one line of JSON for each")
-    parser.add_argument("--tree", type=Path, default=Path("mutation-tree"), help="where the private copy is")
-    parser.add_argument("--ranks", action="store_true", help="on several ranks, too, what names ranks: a minute each")
+    parser.add_argument("--tree", type=Path, default=Path("build/mutants"), help="the private copy, one for each TESTS")
     parser.add_argument("--seconds", type=float, default=100.0, help="of tests for one mutant, at most")
+    parser.add_argument("tests", nargs="*", default=["-m", "core"], help="arguments of pytest, after `--`")
     options = parser.parse_args()
     files = [file for pattern in options.modules for file in sorted((ROOT / "mtopt").glob(f"{pattern}.py"))]
     mutants = drawn([str(file.relative_to(ROOT / "mtopt")) for file in files], options.count, options.seed)
-    output, tree = options.output.resolve(), options.tree.resolve()
-    private_tree(tree)
     for name in PRELOAD.split():
         importlib.import_module(name)
     gc.freeze()
-    tests = Tests(tree, ranks=options.ranks)
-    lines = output.read_text(encoding="utf-8").splitlines() if output.exists() else []
-    done = [json.loads(line) for line in lines]
-    known = {(d["module"], d["start"], d["end"], d["new"]) for d in done}
-    for mutant in sorted(
-        mutants, key=lambda mutant: max(tests.of(mutant, options.seconds).values(), default=0) >= 1000
-    ):
-        if (mutant.module, mutant.start, mutant.end, mutant.new) in known:
-            continue
-        start = time.monotonic()
-        found = {**asdict(mutant), **verdict_on(mutant, tree, tests, options.seconds)}
-        done.append({**found, "took": round(time.monotonic() - start, 1)})
-        with output.open("a", encoding="utf-8") as results:
-            results.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
-    for verdict, number in Counter(found["verdict"] for found in done).items():
-        print(f"{verdict}: {number}")
+    tests = Tests(options.tree.resolve(), options.tests)
+    found: Counter[str] = Counter()
+    with options.output.open("w", encoding="utf-8") as output:
+        for mutant in mutants:
+            verdict = tests.verdict_on(mutant, options.seconds)
+            found[verdict["verdict"]] += 1
+            print(json.dumps({**asdict(mutant), **verdict}, ensure_ascii=False), file=output, flush=True)
+    print(*(f"{verdict}: {number}" for verdict, number in found.items()), sep="\n")
 
 
 if __name__ == "__main__":
