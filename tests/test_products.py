@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtopt._combine import products
+from mtopt._combine.conflict import Conflict
 
 
 @pytest.fixture
@@ -69,3 +70,16 @@ def test_half_rows_are_neither_rounded_nor_overflow_on_the_way(parts_of_16, dtyp
     rows = [torch.full((3,), 200.0, dtype=dtype)] * 400
     assert products.gramian(rows).max() == 3 * 200.0**2
     assert (products.weighted_sum(rows, [1.0] * 399 + [-398.0]) == 200).all()
+
+
+def test_conflict_over_two_sites_is_that_of_their_rows_side_by_side():
+    left = [torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.tensor([3.0, 3.0, 0.0, 0.0])]
+    right = [torch.tensor([-1.0, 1.0]), torch.tensor([-4.0, -1.0])]
+    found, other = Conflict(["a", "b"]), Conflict(["a", "b"])
+    found.add(left, [0, 1])
+    other.add(right, [0, 1])
+    found.include(other)
+    whole = torch.stack([torch.cat(pair) for pair in zip(left, right, strict=True)]).double()
+    assert torch.equal(found.gramian, whole @ whole.T)
+    assert (found.coordinates, found.conflicting, int(found.histogram.sum())) == (5, 2, 5)
+    assert found.purity == pytest.approx((1 + 0.75 + 1 + 0 + 0.5) / 5)
