@@ -36,6 +36,13 @@ class Swap(GramianTransform):
         return torch.ones_like(gramian) - torch.eye(len(gramian), dtype=gramian.dtype)
 
 
+class ByLoss(GramianTransform):
+    """Weights that tell the losses apart: by their squared length, and by their place in the user's list."""
+
+    def weights(self, gramian, losses):
+        return gramian.diagonal() * torch.tensor([10.0**i for i in losses.indices])
+
+
 class Square(RowTransform):
     def transform(self, rows, site):
         return rows.square() * rows.sign()
@@ -113,6 +120,22 @@ def test_graddrop_in_a_list_is_the_same_graddrop(rows):
     torch.testing.assert_close(run([GradDrop(seed=3, leak=0.2), Same()], rows), alone)
 
 
+@given(st.data())
+def test_leaks_in_a_list_go_to_their_losses_in_whatever_order_the_rows_come(data):
+    """Always the positive sign: what is left of the negative numbers are the leaks."""
+
+    class Same(RowTransform):
+        def transform(self, rows, site):
+            return rows
+
+    order = data.draw(st.permutations(range(4)))[: data.draw(st.integers(2, 4))]
+    rows = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(order)))
+    leak = torch.tensor([0.0, 0.2, 0.5, 1.0], dtype=torch.float64)
+    kept = rows.clamp_min(0) + leak[:, None] * rows.clamp_max(0)
+    found = run([Same(), GradDrop(keep=torch.ones_like, leak=leak.tolist())], rows, order)
+    torch.testing.assert_close(found, kept[list(order)].sum(0))
+
+
 @pytest.mark.parametrize("transforms", [[GradDrop()], [Swap(), Square()], [Normalize()]], ids=str)
 def test_a_single_row_stays_as_it_is(rows, transforms):
     assert run(transforms, rows, [2]) is rows[2] or torch.equal(run(transforms, rows, [2]), rows[2])
@@ -132,6 +155,32 @@ def test_one_gramian_for_all_tensors_of_a_group(rows):
     first, second = combination.result()
     torch.testing.assert_close(first, torch.tensordot(scale, rows, 1))
     torch.testing.assert_close(second, (scale[:, None] * other)[[0, 2, 3]].sum(0))
+
+
+@given(st.data())
+def test_each_loss_gets_its_own_weight_in_whatever_order_and_at_whatever_sites_its_rows_come(data):
+    """Losses may be absent from the step, or from a site."""
+    place = st.permutations(range(4)).flatmap(lambda order: st.integers(2, 4).map(lambda n: order[:n]))
+    present = data.draw(st.lists(place, min_size=1, max_size=3))
+    rows = torch.randn(len(present), 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(len(present)))
+    combination = Pipeline(ByLoss()).combination(losses(4), [Site(losses(4))] * len(present))
+    for site, indices in enumerate(present):
+        for i in indices:
+            combination.add(site, i, rows[site, i])
+    here = torch.tensor([[[float(i in indices)] for i in range(4)] for indices in present])  # (sites, 4, 1)
+    weights = (rows * here).square().sum((0, 2)) * torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    for found, expected in zip(combination.result(), (weights[:, None] * rows * here).sum(1), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_rows_that_are_alone_stay_as_they_are_at_each_of_several_sites(rows):
+    combination = Pipeline(Normalize()).combination(losses(4), [Site(losses(4))] * 3)
+    for site in (0, 2):
+        combination.add(site, 1, rows[site])
+    first, nothing, last = combination.result()
+    assert torch.equal(first, rows[0])
+    assert nothing is None
+    assert torch.equal(last, rows[2])
 
 
 def test_mixing_gives_a_row_to_a_loss_that_had_none():
@@ -203,6 +252,20 @@ def test_a_gramian_transform_sees_the_rows_at_the_site(at):
     expected = combined if at == "parameters" else torch.autograd.grad(z, list(trunk.parameters()), combined[0])
     for ours, theirs in zip(trained(at, [Normalize()])[:2], expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2, 3])
+@pytest.mark.parametrize("at", ["activations", "parameters"])
+def test_a_gramian_transform_weighs_the_losses_that_are_there_whichever_is_absent(at, absent):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    z = w * 1  # its gradient is that of w
+    values = [(z * torch.randn(5, dtype=torch.float64)).sum() for _ in range(4)]
+    rows = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in values]
+    given = [None if i == absent else value for i, value in enumerate(values)]
+    MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), ByLoss(), at=at).backward(given)
+    weighted = [10.0**i * row.square().sum() * row for i, row in enumerate(rows) if i != absent]
+    torch.testing.assert_close(w.grad, sum(weighted))
 
 
 def test_values_reach_a_weighting_with_names():

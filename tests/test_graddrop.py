@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mtopt import RLW, GradDrop, GradNorm, GradVac, Losses, MultiLossOptimizer, PCGrad, ReLoBRaLo, Site
+from mtopt._draws import Draws, _mix
 
 
 def step(method: GradDrop) -> list[float]:
@@ -20,6 +21,24 @@ def step(method: GradDrop) -> list[float]:
     z = w * 1
     optimizer.backward([z.sum(), (-z).sum()])
     return w.grad.tolist()
+
+
+def test_seeds_are_mixed_by_splitmix64():
+    """The numbers that others print for the seed 1234567: https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64."""
+    numbers = [_mix(1234567 + i * 0x9E3779B97F4A7C15) for i in range(5)]
+    assert numbers[:2] == [6457827717110365317, 3203168211198807973]
+    assert numbers[2:] == [9817491932198370423, 4593380528125082431, 16408922859458223821]
+
+
+def test_no_two_draws_of_near_seeds_steps_and_ranks_are_the_same():
+    draws, cpu = [Draws(seed) for seed in range(8)], torch.device("cpu")
+    numbers = {
+        torch.rand((), dtype=torch.float64, generator=one.next(cpu, rank)).item()
+        for one in draws
+        for rank in range(8)
+        for _ in range(8)
+    }
+    assert len(numbers) == 8 * 8 * 8
 
 
 def test_manual_seed_makes_a_run_repeatable():

@@ -174,6 +174,14 @@ def test_gradvac_is_the_paper_s_algorithm_step_by_step(beta):
         torch.testing.assert_close(mix(ours, rows), gradvac_by_the_paper(rows, random_orders(5, draws), averages, beta))
 
 
+def test_gradvac_turns_nothing_towards_a_row_of_zeros():
+    """Also where the rows agreed before, so that their usual cosine is above 0."""
+    method, rows = GradVac(seed=0), torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    mix(method, rows)
+    rows[1] = 0
+    assert torch.equal(mix(method, rows), rows)
+
+
 def test_random_orders_are_orders_of_the_others_and_differ():
     orders = random_orders(6, Draws(0))
     for i in range(6):
@@ -283,6 +291,15 @@ def test_scale_equivariance_is_as_declared(make):
     assert knows != make().scale_equivariant or isinstance(make(), GradNorm)  # Adam hides the scale but for its epsilon
 
 
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**60])
+@pytest.mark.parametrize("name", [name for name, make in METHODS.items() if make().scale_equivariant])
+def test_gradients_of_any_length_are_combined_alike(name, scale):
+    rows = conflicting(1)
+    first, second = mix(METHODS[name](), rows), mix(METHODS[name](), scale * rows)
+    assert first.norm() > 0
+    torch.testing.assert_close(second / scale, first)
+
+
 @every_method
 def test_whether_the_values_are_read_is_as_declared(make):
     rows, method, other = conflicting(0, 4), make(), make()
@@ -323,6 +340,26 @@ def test_two_opposite_gradients_leave_nothing(make):
     if isinstance(method := make(), MGDA) and method.uses_values:
         pytest.xfail("stationary for the logarithms of the losses instead")
     assert mix(make(), rows).sum(0).abs().max() <= 1e-9 * rows.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [IMTLG, ConFIG])
+def test_opposite_gradients_of_any_lengths_leave_nothing(make, dtype):
+    """Rounding, which is all that is left of the weights, is not taken for a direction."""
+    for seed in range(20):
+        row = conflicting(seed, 2)[0].to(dtype)
+        for length in (1.0, 2.0, 3.0, 0.7):
+            assert combine(make(), torch.stack([row, -length * row])).norm() <= 1e-6 * row.norm()
+
+
+@pytest.mark.parametrize("n", [3, 10])
+@pytest.mark.parametrize("make", [IMTLG, ConFIG])
+def test_gradients_all_around_in_a_plane_leave_nothing_and_turned_a_little_leave_something(make, n):
+    angles = torch.arange(n, dtype=torch.float64) * (2 * torch.pi / n)
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    assert combine(make(), rows).norm() <= 1e-12
+    angles[0] += 1e-4
+    assert combine(make(), torch.stack([angles.cos(), angles.sin()], 1)).norm() >= 1e-6
 
 
 @pytest.mark.parametrize(

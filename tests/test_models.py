@@ -223,6 +223,16 @@ def test_gradients_are_added_to_those_that_are_there(at):
     assert_equal_gradients(gradients(case), [2 * g for g in once])
 
 
+def test_reentrant_checkpoints_add_to_the_gradients_that_are_there_too():
+    """There the rows are read off `.grad`, so that what was in it must be put aside."""
+    case = checkpointed(reentrant=True)
+    optimizer = optimizer_for(case, PositivePart(), at="parameters")
+    optimizer.backward(case.run().losses)
+    once = gradients(case)
+    optimizer.backward(case.run().losses)
+    assert_equal_gradients(gradients(case), [2 * g for g in once])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("at", ["activations", "parameters"])
 def test_low_precision_models_stay_in_their_dtype(dtype, at):

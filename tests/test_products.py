@@ -166,3 +166,16 @@ def test_products_of_large_rows_are_rounded_like_those_of_small_ones():
     exact = torch.stack(few).double() @ torch.stack(few).double().T
     lengths = exact.diagonal().sqrt()
     assert ((products.gramian(few) - exact) / lengths / lengths[:, None]).abs().max() < 1e-6
+
+
+def test_conflict_over_two_sites_is_that_of_their_rows_side_by_side():
+    left = [torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.tensor([3.0, 3.0, 0.0, 0.0])]
+    right = [torch.tensor([-1.0, 1.0]), torch.tensor([-4.0, -1.0])]
+    found, other = Conflict(["a", "b"]), Conflict(["a", "b"])
+    found.add(left, [0, 1])
+    other.add(right, [0, 1])
+    found.include(other)
+    whole = torch.stack([torch.cat(pair) for pair in zip(left, right, strict=True)]).double()
+    assert torch.equal(found.gramian, whole @ whole.T)
+    assert (found.coordinates, found.conflicting, int(found.histogram.sum())) == (5, 2, 5)
+    assert found.purity == pytest.approx((1 + 0.75 + 1 + 0 + 0.5) / 5)

@@ -10,13 +10,21 @@ from models import MODELS, Fails
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtopt import GradDrop, GramianTransform, Losses, MultiLossOptimizer, Site, per_loss_gradients
+from mtopt import GradDrop, GramianTransform, Losses, MultiLossOptimizer, RowTransform, Site, per_loss_gradients
 from mtopt._backward.parameters import _count_nonzero
 
 
 class UnitRows(GramianTransform):
     def weights(self, gramian, losses):
         return gramian.diagonal().rsqrt()
+
+
+class TimesTheirNumber(RowTransform):
+    """Each row, as often as there are rows: a row of zeros is seen."""
+
+    def transform(self, rows, site):
+        assert len(site.losses) == len(rows)
+        return len(rows) * rows
 
 
 def network(n_losses: int, **settings):
@@ -141,6 +149,19 @@ def test_parameters_that_no_loss_reaches_keep_no_gradient():
     trunk, heads, optimizer = network(3)
     optimizer.backward(losses_of(trunk, heads)[:2])
     assert heads[2].weight.grad is None
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_a_loss_has_no_row_at_a_parameter_that_it_does_not_reach(chunk_size):
+    """Not one of zeros either, also where vmap takes it together with losses that reach the parameter."""
+    case = MODELS["two_groups_of_losses"]()  # of two: one group reaches `left`, one `right`, and both reach `stem`
+    inner = torch.optim.SGD(case.parameters, lr=0.1)
+    MultiLossOptimizer(inner, TimesTheirNumber(), at="parameters", chunk_size=chunk_size).backward(case.run().losses)
+    shared = ("stem", "left", "right")
+    parameters = [parameter for name in shared for parameter in case.model[name].parameters()]
+    sums = torch.autograd.grad(sum(case.run().losses), parameters)
+    for parameter, number, plain in zip(parameters, (4, 4, 2, 2, 2, 2), sums, strict=True):
+        torch.testing.assert_close(parameter.grad, number * plain)
 
 
 def test_frozen_parameters_stay_without_gradient():

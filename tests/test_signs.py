@@ -220,6 +220,26 @@ def test_a_keep_function_is_taken_as_it_is(rows):
     torch.testing.assert_close(squared, expected)
 
 
+@given(stacked_rows())
+def test_a_keep_function_is_given_the_purity(rows):
+    """0.5 where every row is zero, so that it need not know what to do with NaN."""
+    seen = []
+    sign_dropout(rows, keep=lambda purity: seen.append(purity.clone()) or purity)
+    torch.testing.assert_close(seen, [sign_purity(rows)])
+
+
+@pytest.mark.parametrize("n", [1000, 100_000], ids=["small", "large enough for the fast draw"])
+def test_draws_are_on_the_whole_grid_of_24_bits(n):
+    sums = SignSums(leaky=False)
+    sums.add(torch.ones(n), 0.0)
+    grid = sums.draw(torch.Generator().manual_seed(0)) * 2**24
+    assert torch.equal(grid, grid.round())
+    assert 0 <= grid.min() < grid.max() < 2**24
+    for bit in range(24):
+        share = (grid.long() >> bit & 1).double().mean()
+        assert abs(share - 0.5) < 5 * 0.5 / n**0.5  # five standard errors
+
+
 # -- marginalized --
 
 

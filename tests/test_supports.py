@@ -14,7 +14,9 @@ from torch import nn
 import mtopt
 from mtopt import GradDrop, MultiLossOptimizer, per_loss_gradients
 from mtopt._graph.loss_graph import LossGraph, edge_of
-from mtopt._graph.supports import connected
+from mtopt._graph.sites import _told_apart, beside_shared
+from mtopt._graph.supports import _join, connected
+from mtopt._torch import variable_of
 
 # -- bundled heads and losses ------------------------------------------------------------------------------------------
 
@@ -230,3 +232,25 @@ def test_everywhere_overlaps_with_everything():
     assert connected({0: None, 1: part, 2: ~part}) == [{0, 1, 2}]
     assert sorted(map(sorted, connected({0: part, 1: ~part}))) == [[0], [1]]
     assert mtopt
+
+
+def test_where_a_loss_comes_by_several_ways_it_reaches_what_each_of_them_reaches():
+    first, second = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    state = {0: first, 1: None, 2: first}
+    _join(state, {0: second, 1: second, 2: None, 3: second})
+    assert torch.equal(state[0], first | second)
+    assert state[1] is state[2] is None
+    assert torch.equal(state[3], second)
+
+
+@pytest.mark.parametrize(("masks", "firsts"), [([0b11, 0b01], [1, 0]), ([0b111, 0b011, 0b001], [2, 1, 0])])
+def test_sets_of_losses_within_each_other_are_told_apart(masks, firsts):
+    assert [_told_apart(masks)[mask] for mask in masks] == firsts
+
+
+def test_a_parameter_of_one_loss_is_beside_a_shared_one_where_both_are_in_one_operation():
+    shared, one, other, scale = (torch.randn(3, 3, requires_grad=True) for _ in range(4))
+    x = torch.randn(3, 3)
+    losses = [torch.addmm(one, x, shared).sum(), (torch.addmm(other, x, shared).tanh() * scale).sum()]
+    found = beside_shared(LossGraph([edge_of(loss) for loss in losses]), lambda node: True)
+    assert {id(variable_of(node)) for node in found} == {id(one), id(other)}

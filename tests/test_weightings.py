@@ -674,6 +674,13 @@ def test_what_each_method_says_of_itself(name):
     assert method.scale_equivariant is reads_none
 
 
+def test_the_values_are_where_the_first_loss_is():
+    scalars = (torch.ones((), device="meta"), torch.ones((), dtype=torch.float64))
+    values = Losses((0, 1), 2, None, scalars).values
+    assert values.device.type == "meta"
+    assert values.dtype == torch.float64
+
+
 # -- settings by name, epochs and looks back ---------------------------------------------------------------------------
 
 

@@ -188,8 +188,10 @@ def equal_cosines(gramian: Tensor) -> Tensor:
     here = gramian.diagonal() > 0
     norms = gramian.diagonal()[here].sqrt()
     cosines = gramian[here][:, here] / norms / norms[:, None]
-    weights[here] = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
-    return weights if weights.sum() > 1e-12 else torch.zeros_like(weights)  # their sum is the vector's squared length
+    solution = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
+    # The sum is the squared length of $\sum_i u_i g_i / \|g_i\|$: as a share of $1^T 1$ no more than rounding, it is 0.
+    weights[here] = torch.where(solution.sum() > 1e-12 * len(solution), solution, 0)
+    return weights
 
 
 def unit_rows(gramian: Tensor) -> tuple[Tensor, Tensor]:
