@@ -86,8 +86,8 @@ def rows_below(
     interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
     size = batching.size_for(graph, interior) if interior else 1
     # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
-    # DistributedDataParallel laid under all outputs.
-    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks) or bool(graph.under)
+    # DistributedDataParallel laid under all outputs, nor nodes that lead both to shared and to exclusive ones.
+    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks) or graph.states is not None
     at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
     hooked = any(map(has_hooks, shared_leaves(graph, targets)))
