@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from .._torch import COVERING, CUTTING, ELEMENTWISE, may_be_used_once, outputs_of
+from .._torch import COVERING, CUTTING, ELEMENTWISE, HOOKS_CAN_BE_SEEN, may_be_used_once, outputs_of
 
 Edge = tuple[Node, int]
 Children = tuple[tuple[Node | None, int], ...]
@@ -91,7 +91,7 @@ def _moved(node: Node, children: Children, here: Mapping[int, Tensor | None]) ->
     """Where ones go that stand where a loss reaches the outputs; False where none does."""
     if node.name() in COVERING and all(support is None for support in here.values()):
         return [None] * len(children)
-    if may_be_used_once(node):
+    if HOOKS_CAN_BE_SEEN and may_be_used_once(node):
         return [None] * len(children)
     gradients: list[Tensor | None] = [None] * len(outputs_of(node))
     for k, support in here.items():
