@@ -25,7 +25,7 @@ from .._torch import AccumulateGrad, loops_of_vmap_raise
 from .batching import Batching
 from .loss_graph import LossGraph, Meeting, gradient_edge
 from .supports import Edge
-from .taking import rows_taken
+from .taking import nothing, rows_taken
 
 Row = list[Tensor | None]  # one loss's gradient, target by target
 
@@ -51,7 +51,7 @@ def exclusive_pass(
         if entries:
             here.append(Meeting(meeting.edge, entries))
             # Nothing may flow on to what one loss reaches by shared nodes, too: the shared pass brings that.
-            handlers.append((partial(_put, arrived, meeting.edge), _nothing if graph.under else None))
+            handlers.append((partial(_put, arrived, meeting.edge), nothing if graph.under else None))
     roots = [position for position in losses if not graph.shared(graph.roots[position][0])]
     own = {}
     for i, (node, _) in enumerate(targets):
@@ -169,10 +169,6 @@ def _add_rows(row: Row, shared: Sequence[int], gradients: Sequence[Tensor | None
         if gradient is not None:
             before = row[i]
             row[i] = gradient if before is None else before + gradient
-
-
-def _nothing() -> None:
-    return None
 
 
 def _put(arrived: dict[int, dict[Edge, Tensor]], edge: Edge, position: int, row: Tensor) -> None:

@@ -18,7 +18,7 @@ from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge
 from .losses import cotangents, read_losses
 from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap, whole_pass
 from .supports import Edge
-from .taking import rows_taken
+from .taking import nothing, rows_taken
 
 
 def per_loss_gradients(
@@ -132,7 +132,7 @@ def rows_at(
     for position, (root, start) in enumerate(zip(graph.origins, starts, strict=True)):
         row: Row = [None] * len(meetings)
         # Nothing flows on from a meeting, so that what comes to one below comes by its own entries.
-        handlers = [(partial(_put, row, i), _nothing) for i in range(len(meetings))]
+        handlers = [(partial(_put, row, i), nothing) for i in range(len(meetings))]
         with rows_taken([_of_one(graph, meeting, position) for meeting in meetings], handlers):
             torch.autograd.grad(
                 [gradient_edge(root)],
@@ -156,10 +156,6 @@ def _of_one(graph: LossGraph, meeting: Meeting, position: int) -> Meeting:
 
 def _put(row: Row, i: int, _: int, gradient: Tensor) -> None:
     row[i] = gradient
-
-
-def _nothing() -> None:
-    return None
 
 
 def shared_leaves(graph: LossGraph, targets: Sequence[Edge]) -> Iterator[Tensor]:

@@ -29,6 +29,10 @@ Finish = Callable[[], Tensor | None]
 """Called when all have arrived; what it returns flows on from the meeting instead of their sum."""
 
 
+def nothing() -> None:
+    """A `Finish` with which nothing flows on."""
+
+
 @contextmanager
 def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finish | None]]) -> Iterator[None]:
     """While active, a backward hands the rows at each meeting to its handlers instead of adding them up there.
