@@ -47,6 +47,8 @@ ELEMENTWISE = _backward_of(
     *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Abs", "Exp", "Log", "Sqrt", "Rsqrt", "Sin", "Cos", "Reciprocal"),
     *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Silu", "Softplus", "Elu", "LogSigmoid", "Hardtanh", "Mish"),
     *("TanhBackward", "SigmoidBackward", "SoftplusBackward", "GeluBackward", "SiluBackward", "Erf", "Log1P", "Expm1"),
+    *("Sinh", "Cosh", "Tan", "Asin", "Acos", "Atan", "Atan2", "Asinh", "Acosh", "Atanh", "Erfc", "Exp2", "Log2", "Log10"),
+    *("Celu", "Hardswish", "Hardsigmoid", "Threshold", "Sgn", "Hypot", "Addcdiv", "HuberLoss", "Xlogy"),
     *("Clamp", "Lerp", "Addcmul", "Maximum", "Minimum", "MseLoss", "SmoothL1Loss", "BinaryCrossEntropyWithLogits"),
 ) | {"AddBackward1", "SubBackward1", "RsubBackward0", "RsubBackward1", "PowBackward1", "ClampBackward1"}
 # What makes a parameter's view, or another weight, of parameters alone.

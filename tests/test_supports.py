@@ -159,6 +159,30 @@ def test_a_loss_that_reads_two_bundled_heads_shares_one_of_them():
     assert all(not row[0].any() and row[1].any() for row in rows[2:])
 
 
+class Twice(torch.autograd.Function):
+    """A function of whose kind nothing is known."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_columns_behind_an_unknown_operation_are_told_apart_by_rows_also_where_the_losses_are_bundled(bundled):
+    layer = nn.Linear(5, 4)
+    optimizer = MultiLossOptimizer(torch.optim.SGD(layer.parameters(), lr=0.1))
+    out = Twice.apply(layer(torch.randn(12, 5)))
+    losses = [out[:, :2].square().mean(), out[:, 2:].square().mean()]
+    if bundled:
+        losses = list(torch.cat([loss.view(1) for loss in losses]).split(1))
+    with pytest.raises(RuntimeError, match="read different parts"):
+        optimizer.step(losses)
+
+
 def test_an_entry_of_a_vector_that_depends_on_nothing_is_refused():
     net = Net()
     vector = torch.zeros(3)

@@ -106,12 +106,17 @@ class LossGraph:
         self.states: dict[Edge, State] | None = None
         self.parting: set[Node] = set()
         self.under: set[Node] = set()  # nodes that one loss alone reaches, through shared ones
-        self.cut = any(self._cuts(node) for node in self.edges if not several(self.reach[node]))
+        self.cut = self._cut_apart()
         if self.cut or any(several(self.reach[node]) for node, _ in self.roots):
             self._look_through()
+            self.cut = self.cut or self._cut_apart()  # above which losses were bundled
+
+    def _cut_apart(self) -> bool:
+        """Whether a loss by itself may reach less than all of what it leads to."""
+        return any(self._cuts(node) for node in self.edges if not several(self.reach[node]))
 
     def _cuts(self, node: Node) -> bool:
-        """Whether a loss may reach less than all of what the node leads to, or one of several tensors of one node."""
+        """Whether a node leads to less than all of a tensor, or to one of several tensors of one node."""
         further = (child for child, number in self.edges[node] if child is not None and number)
         return node.name() in CUTTING or any(several(self.reach[child]) for child in further)
 
