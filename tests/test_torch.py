@@ -358,6 +358,41 @@ def test_what_torch_says_where_a_graph_can_be_used_only_once_is_understood():
     assert not gateway.tells_once(RuntimeError("Trying to backward through the graph a second time"))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own doings
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_compiled_part_tells_whether_its_backward_can_be_run_again(retain_graph):
+    torch.compiler.reset()
+    run = torch.compile(lambda x: (x @ x).tanh() @ x, backend="aot_eager")
+    x = leaf(3, 3)
+    node = run(x).grad_fn
+    assert node.name() == gateway.COMPILED
+    assert gateway.would_donate(node)
+    assert not gateway.donates(node)
+    run(x).sum().backward(retain_graph=retain_graph)
+    y = run(x).sum()
+    ((node, _),) = y.grad_fn.next_functions
+    assert gateway.donates(node) is not retain_graph
+    assert not gateway.would_donate(node)
+    if not retain_graph:
+        with pytest.raises(RuntimeError) as raised:
+            y.backward(retain_graph=True)
+        assert gateway.tells_donated(raised.value)
+    assert not gateway.donates(y.grad_fn)
+    torch.compiler.reset()
+
+
+def test_what_is_compiled_where_nothing_is_donated_can_be_run_again():
+    key, _, value = gateway.DONATES_NOTHING.removeprefix("torch._functorch.config.").partition(" = ")
+    with torch._functorch.config.patch({key: value == "True"}):
+        torch.compiler.reset()
+        run = torch.compile(lambda x: (x @ x).tanh() @ x, backend="aot_eager")
+        for _ in range(2):
+            y = run(leaf(3, 3))
+            assert not gateway.donates(y.grad_fn)
+            y.sum().backward()
+    torch.compiler.reset()
+
+
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
