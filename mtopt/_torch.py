@@ -130,6 +130,11 @@ def node_type(function: type[torch.autograd.Function]) -> type[Node]:
     return made
 
 
+def is_python_function(node: Node) -> bool:
+    """Whether its backward is that of an `autograd.Function`, which may do anything."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
 # -- saved tensors -----------------------------------------------------------------------------------------------------
 
 # From torch 2.9 on a saved tensor tells whether it has hooks. Before, reading it might run those of the user.

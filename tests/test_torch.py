@@ -281,6 +281,8 @@ def test_the_nodes_of_a_function_have_its_type():
     made = Twice.apply(leaf(2))
     assert type(made.grad_fn) is gateway.node_type(Twice)
     assert gateway.operator_of(made.grad_fn) == "Twice"
+    assert gateway.is_python_function(made.grad_fn)
+    assert not gateway.is_python_function((2 * leaf(2)).grad_fn)
 
 
 # -- saved tensors -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from .averages import averaged, check_alike
 from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
+from .injecting import tell_injected
 from .refusals import check_dense, check_real, refuse_layers
 from .shards import Shard, shards_of
 from .telling import HOOKS
@@ -96,6 +97,7 @@ def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
     leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
     edges = [(leaf, 0) for leaf in leaves]
     check_rows_below(backward.graph, edges, backward.batching, retain_graph=backward.retain_graph)
+    tell_injected(backward)
     # Parameters of others take no part: their gradients are only added up.
     owners = [
         backward.graph.positions_at(edge) if id(variable_of(edge[0])) in backward.number else [] for edge in edges
@@ -170,6 +172,7 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
     here = [edge for edge in (*edges, *inputs) if edge is not None]
     check_rows_below(backward.graph, here, backward.batching, retain_graph=backward.retain_graph)
     backward.agree(own_reduction=True)
+    tell_injected(backward)
     masks = [0] * len(edges)
     for facts in backward.everywhere:
         for i, mask in facts.owned:
