@@ -192,7 +192,8 @@ def would_donate(node: Node) -> bool:
     return _donated(node) == (False, True)
 
 
-DONATES_NOTHING = "torch._functorch.config.donated_buffer = False"
+COMPILERS_SETTINGS = "torch._functorch.config"  # not there until it is imported
+DONATES_NOTHING = f"{COMPILERS_SETTINGS}.donated_buffer = False"
 """The setting under which a compiled backward can be run several times."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -384,8 +386,9 @@ def test_a_compiled_part_tells_whether_its_backward_can_be_run_again(retain_grap
 
 
 def test_what_is_compiled_where_nothing_is_donated_can_be_run_again():
-    key, _, value = gateway.DONATES_NOTHING.removeprefix("torch._functorch.config.").partition(" = ")
-    with torch._functorch.config.patch({key: value == "True"}):
+    settings = importlib.import_module(gateway.COMPILERS_SETTINGS)
+    key, _, value = gateway.DONATES_NOTHING.removeprefix(f"{gateway.COMPILERS_SETTINGS}.").partition(" = ")
+    with settings.patch({key: value == "True"}):
         torch.compiler.reset()
         run = torch.compile(lambda x: (x @ x).tanh() @ x, backend="aot_eager")
         for _ in range(2):

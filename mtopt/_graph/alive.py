@@ -7,13 +7,22 @@ from contextlib import contextmanager
 
 from torch.autograd.graph import Node
 
-from .._torch import DONATES_NOTHING, donates, tells_changed, tells_donated, tells_freed, touch_saved
+from .._torch import (
+    COMPILERS_SETTINGS,
+    DONATES_NOTHING,
+    donates,
+    tells_changed,
+    tells_donated,
+    tells_freed,
+    touch_saved,
+)
 from .loss_graph import LossGraph
 
 _DONATES = (
-    "A compiled part can be differentiated only once, since its backward was compiled to write over what it needs, "
-    f"but here it is differentiated several times. Set `{DONATES_NOTHING}` before the model is "
-    "compiled. If it was compiled already, call `torch.compiler.reset()`, too, and run the forward again."
+    "A compiled part can be differentiated only once, since its backward was compiled to write over what it needs, but "
+    f"here it is differentiated several times. Set `{DONATES_NOTHING}` before the model is compiled "
+    f"(`import {COMPILERS_SETTINGS}` first). If it was compiled already, call `torch.compiler.reset()`, too, and run "
+    "the forward again."
 )
 
 
