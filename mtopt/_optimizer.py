@@ -125,7 +125,7 @@ class MultiLossOptimizer(Optimizer):
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
             graph = LossGraph(roots)
-            check_alive(graph)
+            check_alive(graph, retain_graph)
             if isinstance(losses, Tensor):
                 check_reaching(graph, present)
             if self.pipeline.needs_scale:

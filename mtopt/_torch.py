@@ -132,6 +132,11 @@ def node_type(function: type[torch.autograd.Function]) -> type[Node]:
     return made
 
 
+def is_python_function(node: Node) -> bool:
+    """Whether its backward is that of an `autograd.Function`, which may do anything."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
 # -- saved tensors -----------------------------------------------------------------------------------------------------
 
 # From torch 2.9 on a saved tensor tells whether it has hooks. Before, reading it might run those of the user.
@@ -165,6 +170,35 @@ def may_be_used_once(node: Node) -> bool:
     return False
 
 
+def _donated(node: Node) -> tuple[bool, bool]:
+    """Whether the backward of a compiled part is compiled, and whether what it saved is donated to it, to write over.
+
+    That is settled when the backward is first run: nothing is donated if that run retains the graph. A cache of earlier
+    compilations may have settled it. What was compiled under `DONATES_NOTHING` has None, which torch refuses to run
+    again, too, once the setting is on.
+    """
+    function = getattr(node, "_forward_cls", None) if node.name() == COMPILED else None
+    donated = getattr(getattr(function, "metadata", None), "bw_donated_idxs", [])
+    if donated is None:
+        donated = [0] if torch._functorch.config.donated_buffer else []
+    return getattr(function, "compiled_bw", None) is not None, len(donated) > 0
+
+
+def donates(node: Node) -> bool:
+    """Whether it is a compiled part whose backward can be run only once, since it writes over what it needs."""
+    return _donated(node) == (True, True)
+
+
+def would_donate(node: Node) -> bool:
+    """Whether it will be one, unless the first run of its backward retains the graph."""
+    return _donated(node) == (False, True)
+
+
+COMPILERS_SETTINGS = "torch._functorch.config"  # not there until it is imported
+DONATES_NOTHING = f"{COMPILERS_SETTINGS}.donated_buffer = False"
+"""The setting under which a compiled backward can be run several times."""
+
+
 @cache
 def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
     """The names of a node's saved tensors: the raw ones, and those that unpack them."""
@@ -183,9 +217,14 @@ def tells_changed(error: RuntimeError) -> bool:
     return "inplace operation" in str(error)
 
 
+def tells_donated(error: RuntimeError) -> bool:
+    """Whether it says that a compiled part can be differentiated only once: its backward writes over its needs."""
+    return "donated buffer" in str(error)
+
+
 def tells_once(error: RuntimeError) -> bool:
     """Whether it says that a graph can be differentiated only once: a selective checkpoint, or a compiled part."""
-    return "backward once" in str(error) or "donated buffer" in str(error)
+    return "backward once" in str(error) or tells_donated(error)
 
 
 def tells_lost_rank(error: RuntimeError) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -289,6 +291,8 @@ def test_the_nodes_of_a_function_have_its_type():
     made = Twice.apply(leaf(2))
     assert type(made.grad_fn) is gateway.node_type(Twice)
     assert gateway.operator_of(made.grad_fn) == "Twice"
+    assert gateway.is_python_function(made.grad_fn)
+    assert not gateway.is_python_function((2 * leaf(2)).grad_fn)
 
 
 # -- saved tensors -----------------------------------------------------------------------------------------------------
@@ -364,6 +368,42 @@ def test_hooks_of_the_user_are_never_run_to_look_at_a_graph():
 def test_what_torch_says_where_a_graph_can_be_used_only_once_is_understood():
     assert gateway.tells_once(RuntimeError("... was compiled with non-empty donated buffers which requires ..."))
     assert not gateway.tells_once(RuntimeError("Trying to backward through the graph a second time"))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own doings
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_compiled_part_tells_whether_its_backward_can_be_run_again(retain_graph):
+    torch.compiler.reset()
+    run = torch.compile(lambda x: (x @ x).tanh() @ x, backend="aot_eager")
+    x = leaf(3, 3)
+    node = run(x).grad_fn
+    assert node.name() == gateway.COMPILED
+    assert gateway.would_donate(node)
+    assert not gateway.donates(node)
+    run(x).sum().backward(retain_graph=retain_graph)
+    y = run(x).sum()
+    ((node, _),) = y.grad_fn.next_functions
+    assert gateway.donates(node) is not retain_graph
+    assert not gateway.would_donate(node)
+    if not retain_graph:
+        with pytest.raises(RuntimeError) as raised:
+            y.backward(retain_graph=True)
+        assert gateway.tells_donated(raised.value)
+    assert not gateway.donates(y.grad_fn)
+    torch.compiler.reset()
+
+
+def test_what_is_compiled_where_nothing_is_donated_can_be_run_again():
+    settings = importlib.import_module(gateway.COMPILERS_SETTINGS)
+    key, _, value = gateway.DONATES_NOTHING.removeprefix(f"{gateway.COMPILERS_SETTINGS}.").partition(" = ")
+    with settings.patch({key: value == "True"}):
+        torch.compiler.reset()
+        run = torch.compile(lambda x: (x @ x).tanh() @ x, backend="aot_eager")
+        for _ in range(2):
+            y = run(leaf(3, 3))
+            assert not gateway.donates(y.grad_fn)
+            y.sum().backward()
+    torch.compiler.reset()
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from .._combine.combination import Combination
 from .._graph.loss_graph import Meeting
 from .._graph.losses import cotangents
-from .._graph.rows import rows_at
+from .._graph.rows import check_rows_below, rows_at
 from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
 from .._graph.taking import Finish, Take, replaced, rows_taken
@@ -48,10 +48,12 @@ def combine_at_activations(backward: Backward) -> Explanation:
     sites, above = sites_of(backward)
     # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
     leaves = [m for m in sites if type(m.edge[0]) is AccumulateGrad and backward.is_parameter(m.edge[0])]
+    ahead = [meeting for meeting in sites if not meeting.separate]
+    if ahead:
+        check_rows_below(backward.graph, [meeting.edge for meeting in sites], backward.batching, retain_graph=True)
     together = sites if backward.pipeline.sums_over_ranks else leaves
     backward.agree(combines=len(sites) > 0, sites=[_signature(backward, meeting) for meeting in together])
     starts = backward.starts()
-    ahead = [meeting for meeting in sites if not meeting.separate]
     if ahead and above > max(FEW, LARGE * len(backward.graph.edges)):
         backward.told.once(
             f"The losses share {above} of the {len(backward.graph.edges)} nodes of the graph above where all have met, "

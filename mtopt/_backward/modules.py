@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._graph.loss_graph import Meeting
-from .._graph.rows import rows_below
+from .._graph.rows import check_rows_below, rows_below
 from .._graph.supports import Edge
 from .._graph.taking import Finish, Take, replaced, rows_taken
 from .._signs import decision_shape, dims_of
@@ -42,6 +42,9 @@ def combine_at_modules(backward: Backward) -> Explanation:
         check_meetings(
             backward, [meetings[edge] for edge in marked], joint=[group for group in groups if len(group) > 1]
         )
+    if ahead:
+        edges = [edge for group in ahead for edge in group]
+        check_rows_below(backward.graph, edges, backward.batching, retain_graph=True)
     together = groups if backward.pipeline.sums_over_ranks else []
     combines = any(len(backward.positions_at(group)) > 1 for group in groups)
     backward.agree(

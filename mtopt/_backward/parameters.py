@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._graph.alive import check_repeatable
 from .._graph.passes import Row
-from .._graph.rows import rows_below, rows_by_backward
+from .._graph.rows import check_rows_below, rows_below, rows_by_backward, run_again
 from .._graph.sites import beside_shared
 from .._graph.supports import Edge
 from .._torch import (
@@ -27,6 +28,7 @@ from .averages import averaged, check_alike
 from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
+from .injecting import tell_injected
 from .refusals import check_dense, check_real, refuse_layers
 from .shards import Shard, shards_of
 from .telling import HOOKS
@@ -94,6 +96,8 @@ def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
     unknown = len(backward.number)
     leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
     edges = [(leaf, 0) for leaf in leaves]
+    check_rows_below(backward.graph, edges, backward.batching, retain_graph=backward.retain_graph)
+    tell_injected(backward)
     # Parameters of others take no part: their gradients are only added up.
     owners = [
         backward.graph.positions_at(edge) if id(variable_of(edge[0])) in backward.number else [] for edge in edges
@@ -116,6 +120,7 @@ def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
             'Reentrant checkpointing takes a whole backward per loss with `at="parameters"`, which the ranks cannot '
             "follow. Use torch.utils.checkpoint with use_reentrant=False."
         )
+    check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
     targets = [parameter for parameter in backward.parameters if parameter.requires_grad]
     return _RowsOfLosses(
         targets,
@@ -128,6 +133,7 @@ def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
 
 def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
     """FSDP2 adds up and splits the gradients in its own backward: its shards are read loss by loss."""
+    check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
     backward.agree(sites=[backward.losses.indices])
     targets = [shard.parameter for shard in shards]
 
@@ -163,7 +169,10 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
                 f'that its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, '
                 f"or set requires_grad=False."
             )
+    here = [edge for edge in (*edges, *inputs) if edge is not None]
+    check_rows_below(backward.graph, here, backward.batching, retain_graph=backward.retain_graph)
     backward.agree(own_reduction=True)
+    tell_injected(backward)
     masks = [0] * len(edges)
     for facts in backward.everywhere:
         for i, mask in facts.owned:

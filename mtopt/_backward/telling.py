@@ -32,6 +32,12 @@ HOOKS = (
     "the sum. Change `.grad` between `optimizer.backward(losses)` and `step()` instead, or use "
     "`register_post_accumulate_grad_hook`, which runs once."
 )
+INJECTED = (
+    "An `autograd.Function` that the losses share gives a gradient for zeros: it adds one of its own (of an auxiliary "
+    "loss?). Where gradients are taken loss by loss, it adds that once for each loss. Give the auxiliary loss in the "
+    'list instead, as a loss of its own; or use `at="activations"`, where the Function lies below the place at which '
+    "the losses meet."
+)
 TOTAL = (
     "`losses[{total}]` is a sum that contains {parts}, which would count twice. Leave the total out: the losses are "
     "added up here."
@@ -44,10 +50,12 @@ class Told:
 
     Attributes:
         handed: Whether losses were handed over since `zero_grad`.
+        looked: Whether it was looked for Functions that inject a gradient.
     """
 
     def __init__(self) -> None:
         self.handed = False
+        self.looked = False
         self.looks = LOOKS
         self.texts: set[str] = set()
 

@@ -1,16 +1,37 @@
-"""Graphs that were freed, or spoiled by a change in place: seen before a backward, or said in plain words after it."""
+"""Graphs freed, spoiled in place, or good for one backward only: seen before it, or said in plain words after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from .._torch import tells_changed, tells_freed, touch_saved
+from torch.autograd.graph import Node
+
+from .._torch import (
+    COMPILERS_SETTINGS,
+    DONATES_NOTHING,
+    donates,
+    tells_changed,
+    tells_donated,
+    tells_freed,
+    touch_saved,
+)
 from .loss_graph import LossGraph
 
+_DONATES = (
+    "A compiled part can be differentiated only once, since its backward was compiled to write over what it needs, but "
+    f"here it is differentiated several times. Set `{DONATES_NOTHING}` before the model is compiled "
+    f"(`import {COMPILERS_SETTINGS}` first). If it was compiled already, call `torch.compiler.reset()`, too, and run "
+    "the forward again."
+)
 
-def check_alive(graph: LossGraph) -> None:
-    """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched."""
+
+def check_alive(graph: LossGraph, retain_graph: bool = False) -> None:
+    """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched.
+
+    The same if all of it is to be retained, and cannot be.
+    """
+    check_repeatable(graph.edges if retain_graph else ())
     for node in graph.edges:
         try:
             touch_saved(node)
@@ -18,6 +39,12 @@ def check_alive(graph: LossGraph) -> None:
             if (explained := _explained(error)) is not None:
                 raise explained from error
             # Anything else says only that this node does not let itself be looked at.
+
+
+def check_repeatable(nodes: Iterable[Node]) -> None:
+    """Raise if one of the nodes, which are to be run with their graph retained, can be run only once."""
+    if any(map(donates, nodes)):
+        raise RuntimeError(_DONATES)
 
 
 @contextmanager
@@ -37,4 +64,6 @@ def _explained(error: RuntimeError) -> RuntimeError | None:
             "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
             "`retain_graph=True` to the earlier backward."
         )
+    if tells_donated(error):
+        return RuntimeError(_DONATES)
     return RuntimeError(f"`losses` cannot be differentiated: {error}") if tells_changed(error) else None

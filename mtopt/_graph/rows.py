@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from .._checks import check_chunk_size
-from .._torch import AccumulateGrad, has_hooks, variable_of, wrappers_silent
+from .._torch import AccumulateGrad, has_hooks, variable_of, would_donate, wrappers_silent
 from .._transform import LossesLike
-from .alive import check_alive, graph_errors_explained
+from .alive import check_alive, check_repeatable, graph_errors_explained
 from .batching import Batching
 from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge
 from .losses import cotangents, read_losses
@@ -66,6 +68,7 @@ def per_loss_gradients(
     check_alive(graph)
     batching = Batching(check_chunk_size(chunk_size))
     distinct = list(dict.fromkeys(targets))
+    check_rows_below(graph, distinct, batching, retain_graph=retain_graph)
     results: dict[Edge, Tensor] = {}
     with wrappers_silent(graph.sinks), graph_errors_explained():
         for position, rows in rows_below(graph, cotangents(roots, None), distinct, batching, retain_graph=retain_graph):
@@ -81,19 +84,12 @@ def rows_below(
     graph: LossGraph, starts: Sequence[Tensor], targets: Sequence[Edge], batching: Batching, *, retain_graph: bool
 ) -> Iterator[tuple[int, Row]]:
     """Yield `(position of a loss, its row)`, loss by loss; only one chunk of large rows is alive at a time."""
-    meetings = graph.frontier()
+    plan = _plan(graph, targets, batching, retain_graph=retain_graph)
+    meetings = plan.meetings
     shared = [i for i, (node, _) in enumerate(targets) if graph.beyond(node)]
-    interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
-    size = batching.size_for(graph, interior) if interior else 1
-    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
-    # DistributedDataParallel laid under all outputs, nor nodes that lead both to shared and to exclusive ones.
-    keep_exclusive = retain_graph or graph.nested(meetings) or bool(graph.sinks) or graph.states is not None
     at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
-    hooked = any(map(has_hooks, shared_leaves(graph, targets)))
-    if hooked:
-        batching.used = "loop, because hooks on shared parameters run once for each loss"
-    if hooked or (keep_exclusive and (size == 1 or last < 2)):  # then nothing is gained by a stop at the meetings
+    if plan.whole:
         for position, start in enumerate(starts):
             retain = retain_graph or position != last
             yield position, whole_pass(graph, start, position, targets, retain_graph=retain)
@@ -101,11 +97,11 @@ def rows_below(
     first = 0
     rows: dict[int, Row] = {}
     while first <= last:
-        losses = range(first, min(first + (size if batching.refusal is None else 1), last + 1))
+        losses = range(first, min(first + (plan.size if batching.refusal is None else 1), last + 1))
         if first not in rows:
             ahead = range(last + 1) if at_once else losses
             rows = {position: [None] * len(targets) for position in ahead}
-            arrived = exclusive_pass(graph, starts, ahead, targets, meetings, rows, retain_graph=keep_exclusive)
+            arrived = exclusive_pass(graph, starts, ahead, targets, meetings, rows, retain_graph=plan.keep_exclusive)
             for position in ahead:
                 rows_at_leaves(arrived[position], targets, rows[position])
         first = losses.stop
@@ -119,6 +115,63 @@ def rows_below(
                     shared_pass(arrived[position], targets, reached, rows[position], retain_graph=retain)
                 yield position, rows[position]
                 rows[position].clear()  # views that are still held would keep the whole chunk alive during the next one
+
+
+@dataclass
+class _Plan:
+    """How rows below a graph are taken.
+
+    Attributes:
+        meetings: Where the exclusive parts end.
+        size: Losses to differentiate together below them.
+        keep_exclusive: Whether the pass over the exclusive parts retains them.
+        whole: Whether each loss is taken by one pass, without a stop at the meetings.
+    """
+
+    meetings: list[Meeting]
+    size: int
+    keep_exclusive: bool
+    whole: bool
+
+
+def _plan(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> _Plan:
+    meetings = graph.frontier()
+    interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
+    size = batching.size_for(graph, interior) if interior else 1
+    # If nodes lie between meetings the pass over the exclusive parts runs them, and must not free them; nor what
+    # DistributedDataParallel laid under all outputs, nor nodes that lead both to shared and to exclusive ones.
+    keep = retain_graph or graph.nested(meetings) or bool(graph.sinks) or graph.states is not None
+    keep = keep or _compiled_by_a_pass(graph)
+    hooked = any(map(has_hooks, shared_leaves(graph, targets)))
+    if hooked:
+        batching.used = "loop, because hooks on shared parameters run once for each loss"
+    # In the latter case nothing is gained by a stop at the meetings.
+    return _Plan(meetings, size, keep, whole=hooked or (keep and (size == 1 or len(graph.roots) < 3)))
+
+
+def _compiled_by_a_pass(graph: LossGraph) -> bool:
+    """Whether a pass over the exclusive parts would compile a backward that the shared part has, too, for one use."""
+    waiting = [node for node in graph.edges if would_donate(node)]
+    return len({type(node) for node in waiting}) < len({(type(node), graph.beyond(node)) for node in waiting})
+
+
+def check_rows_below(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> None:
+    """Raise if `rows_below`, or `rows_at`, would have to run a node again that can be run only once."""
+    plan = _plan(graph, targets, batching, retain_graph=retain_graph)
+    places, above = set(targets), set[Node]()
+    for node in reversed(graph.edges):
+        if any(edge in places or edge[0] in above for edge in graph.edges[node]):
+            above.add(node)
+    if plan.whole:
+        check_repeatable(above & set(run_again(graph, retain_graph=retain_graph)))
+    else:
+        check_repeatable(node for node in above if plan.keep_exclusive or graph.beyond(node))
+
+
+def run_again(graph: LossGraph, *, retain_graph: bool) -> list[Node]:
+    """The nodes that are retained where each loss is taken by one pass: the last of them frees its own."""
+    last = 1 << len(graph.roots) - 1
+    return [node for node, reach in graph.reach.items() if retain_graph or reach & ~last]
 
 
 def rows_at(
