@@ -22,13 +22,13 @@ from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import transforms_explained
 from ._backward.first_step import FirstStep
+from ._backward.known import Known
 from ._backward.marks import MarkSite
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
 from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
 from ._combine.pipeline import Pipeline
-from ._graph.alive import check_alive, graph_errors_explained
+from ._graph.alive import graph_errors_explained
 from ._graph.batching import Batching
-from ._graph.loss_graph import LossGraph
 from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses, totals
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
@@ -88,7 +88,7 @@ class MultiLossOptimizer(Optimizer):
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
         self.batching = Batching(check_chunk_size(chunk_size))
-        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "told": Told()}
+        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "known": {}, "told": Told()}
         self._first_step = FirstStep(self.pipeline, self._memory["told"])
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
@@ -124,23 +124,35 @@ class MultiLossOptimizer(Optimizer):
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
-            graph = LossGraph(roots)
-            check_alive(graph, retain_graph)
-            if isinstance(losses, Tensor):
-                check_reaching(graph, present)
+            parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
+            form = (present.indices, *(node.name() for node, _ in roots))
+            known = self._memory["known"].setdefault(form, Known())
+            overlaps = self._memory["overlaps"]
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
+            backward = Backward(
+                present,
+                roots,
+                known,
+                self.pipeline,
+                retain_graph,
+                parameters,
+                batching,
+                overlaps,
+                self._key,
+                agreement,
+                told,
+            )
+            if not backward.can_be_taken_back or (isinstance(losses, Tensor) and backward.graph.bundled):
+                backward.look_at_all()
+            if isinstance(losses, Tensor):
+                check_reaching(backward.graph, present)
             if self.pipeline.uses_values and ranks.size == 1:  # several ranks find it together
                 refuse_nan(present)
             self.pipeline.check(present)
-            parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
             self._first_step.tell(present, ranks.size)
             if self.transforms:
                 told.of_totals(present, totals(roots))
-            overlaps = self._memory["overlaps"]
-            backward = Backward(
-                present, graph, self.pipeline, retain_graph, parameters, batching, overlaps, self._key, agreement, told
-            )
             if not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1):
                 explanation = combine_plain(backward)
             else:

@@ -42,12 +42,32 @@ COVERING = _backward_of(
     *("View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Unsqueeze", "Squeeze", "Expand", "Alias"),
     *("Clone", "ToCopy", "Cat", "Stack", "Flip", "Roll", "Repeat", "ConstantPadNd", "DiagEmbed", "Cumsum"),
 ) | {"SqueezeBackward1", "SqueezeBackward2", "SumBackward1", "MeanBackward1"}
+# Those of them that put a tensor together of several, or may let nothing of a gradient through.
+PUTTING_TOGETHER = _backward_of(
+    *("Cat", "Stack", "Where", "MaskedFill", "IndexPut", "SliceScatter", "SelectScatter", "Tril", "Triu"),
+    "ConstantPadNd",
+) | {"torch::autograd::CopySlices"}
 # Nodes whose gradient at a coordinate comes from that coordinate alone.
 ELEMENTWISE = _backward_of(
     *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Abs", "Exp", "Log", "Sqrt", "Rsqrt", "Sin", "Cos", "Reciprocal"),
     *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Silu", "Softplus", "Elu", "LogSigmoid", "Hardtanh", "Mish"),
     *("TanhBackward", "SigmoidBackward", "SoftplusBackward", "GeluBackward", "SiluBackward", "Erf", "Log1P", "Expm1"),
-    *("Sinh", "Cosh", "Tan", "Asin", "Acos", "Atan", "Atan2", "Asinh", "Acosh", "Atanh", "Erfc", "Exp2", "Log2", "Log10"),
+    *(
+        "Sinh",
+        "Cosh",
+        "Tan",
+        "Asin",
+        "Acos",
+        "Atan",
+        "Atan2",
+        "Asinh",
+        "Acosh",
+        "Atanh",
+        "Erfc",
+        "Exp2",
+        "Log2",
+        "Log10",
+    ),
     *("Celu", "Hardswish", "Hardsigmoid", "Threshold", "Sgn", "Hypot", "Addcdiv", "HuberLoss", "Xlogy"),
     *("Clamp", "Lerp", "Addcmul", "Maximum", "Minimum", "MseLoss", "SmoothL1Loss", "BinaryCrossEntropyWithLogits"),
 ) | {"AddBackward1", "SubBackward1", "RsubBackward0", "RsubBackward1", "PowBackward1", "ClampBackward1"}
@@ -70,6 +90,12 @@ CONVOLUTION = "ConvolutionBackward0"
 ATTENTION_ON_CPU = "ScaledDotProductFlashAttentionForCpuBackward0"
 COMPILED = "CompiledFunctionBackward"  # a piece, or all, of a model behind torch.compile
 REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
+def names_of(nodes: Iterable[Node]) -> set[str]:
+    """The names of all kinds of nodes, as `name()` gives them; types of C++ have lost their namespace."""
+    names = {kind.__name__ for kind in set(map(type, nodes))}
+    return {f"torch::autograd::{name}" if name in ("CopySlices", "AccumulateGrad") else name for name in names}
 
 
 def operator_of(node: Node) -> str:
@@ -253,6 +279,10 @@ def storage_of(tensor: Tensor) -> int:
 def has_hooks(leaf: Tensor) -> bool:
     """Whether it has hooks by `register_hook`. Those of DistributedDataParallel and FSDP are on other objects."""
     return bool(leaf._backward_hooks)
+
+
+def has_post_accumulate_hooks(parameter: Tensor) -> bool:
+    return bool(parameter._post_accumulate_grad_hooks)
 
 
 def call_post_accumulate_hooks(parameter: Tensor) -> None:

@@ -30,6 +30,8 @@ NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhe
 
 def combine_plain(backward: Backward) -> Explanation:
     """Nothing to combine: autograd adds the rows up."""
+    if not backward.can_be_taken_back:
+        backward.look_at_all()
     backward.agree()
     backward.run(backward.starts())
     reason = (
@@ -88,7 +90,15 @@ def sites_of(backward: Backward) -> tuple[list[Meeting], int]:
     Where losses are cut out of larger tensors, the graph cannot tell whether they share coordinates below. Their rows
     can: where no two overlap, the site is further down.
     """
+    if not backward.graph.whole:
+        found = _sites_of_top(backward)
+        if found is not None:
+            return found
+        backward.look_at_all()
+        refuse_layers(backward)
     graph, apart = backward.graph, set[Node]()
+    if graph.narrowed:
+        graph.look_through()
     for _ in range(MOST_DESCENTS):
         sites, above = final_sites(graph, backward.is_parameter, apart)
         if not backward.has_several:
@@ -104,8 +114,26 @@ def sites_of(backward: Backward) -> tuple[list[Meeting], int]:
     raise RuntimeError(DIFFERENT_PARTS)
 
 
+def _sites_of_top(backward: Backward) -> tuple[list[Meeting], int] | None:
+    """The same from the top of the graph alone; `None` where that does not tell all."""
+    graph = backward.graph
+    if graph.bundled or graph.narrowed or not all(map(backward.is_parameter, graph.leaves())):
+        return None
+    sites, above = final_sites(graph, backward.is_parameter)
+    if not sites or not all(meeting.separate for meeting in sites):
+        return None
+    if graph.cut and _places(backward, sites) not in backward.overlaps:
+        return None
+    check_meetings(backward, sites)
+    backward.tell_left_out(set().union(*_overlapping(backward, sites)))
+    return sites, above
+
+
 def combine_nested(backward: Backward) -> Explanation:
     """Rows wherever losses meet, in one ordinary backward: where a further one joins, what was combined is one row."""
+    backward.look_at_all()
+    if backward.graph.narrowed:
+        backward.graph.look_through()
     refuse_layers(backward)
     sites = nested_sites(backward.graph, backward.is_parameter)
     if backward.has_several:
@@ -190,9 +218,11 @@ def _signature(backward: Backward, meeting: Meeting) -> tuple[object, ...]:
 def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]:
     """The losses that share coordinates at each site. Where the graph cannot tell, the rows do: once, as it is slow."""
     entering = [set(backward.graph.positions_entering(meeting)) for meeting in sites]
-    if not backward.graph.cut or any(map(may_be_used_once, backward.graph.edges)):
+    if not backward.graph.cut:
         return entering
-    key = tuple((m.edge[0].name(), m.shape, tuple(sorted(all_))) for m, all_ in zip(sites, entering, strict=True))
+    key = _places(backward, sites)
+    if key not in backward.overlaps and any(map(may_be_used_once, backward.graph.edges)):
+        return entering
     if key not in backward.overlaps:
         states: list[State] = [{} for _ in sites]
         ones = cotangents(backward.graph.roots, None)
@@ -206,6 +236,11 @@ def _overlapping(backward: Backward, sites: Sequence[Meeting]) -> list[set[int]]
             {position for group in connected(state) if len(group) > 1 for position in group} for state in states
         ]
     return backward.overlaps[key]
+
+
+def _places(backward: Backward, sites: Sequence[Meeting]) -> tuple[object, ...]:
+    """Some sites, as they are in every step."""
+    return tuple((m.edge[0].name(), m.shape, *backward.graph.positions_entering(m)) for m in sites)
 
 
 def handing_on(gradient: Tensor | None) -> tuple[Take, Finish]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +15,7 @@ from torch.autograd.graph import Node
 
 from .._combine.combination import Combination
 from .._combine.pipeline import Pipeline
+from .._graph.alive import check_alive
 from .._graph.batching import Batching
 from .._graph.loss_graph import LossGraph, gradient_edge
 from .._graph.losses import common_scale, cotangents
@@ -22,6 +25,7 @@ from .._torch import variable_of, wrapper_of
 from .._transform import Losses, Site
 from .agreement import Agreement, Facts, Owned
 from .explanation import Explanation, SiteExplained
+from .known import Known
 from .telling import Told
 
 
@@ -52,7 +56,9 @@ class Backward:
     """The losses of one backward, the graph below them, and the transforms to go through.
 
     Attributes:
-        losses: The losses on this rank, in the order of the graph's roots.
+        losses: The losses on this rank.
+        origins: The edge of each.
+        known: What earlier backwards of this form have shown of the graph.
         parameters: All of the optimizer's.
         batching: How the VJPs of several losses are batched, where rows take them.
         overlaps: Which losses were found to share coordinates at sites like these, from step to step.
@@ -63,7 +69,8 @@ class Backward:
     """
 
     losses: Losses
-    graph: LossGraph
+    origins: Sequence[Edge]
+    known: Known
     pipeline: Pipeline
     retain_graph: bool
     parameters: Sequence[Tensor]
@@ -78,6 +85,27 @@ class Backward:
 
     def __post_init__(self) -> None:
         self.agreed = self.losses
+        alone = self.ranks.size == 1 and not self.retain_graph
+        self.can_be_taken_back = alone and self.known.suffices(self.parameters)
+        self.state_before = copy.deepcopy(self.pipeline.state()) if self.can_be_taken_back else []
+
+    @cached_property
+    def graph(self) -> LossGraph:
+        """The graph below the losses: all of it, checked, or its top where what is below was seen before."""
+        top = LossGraph.top(self.origins) if self.can_be_taken_back else None
+        return self._whole_graph() if top is None else top
+
+    def look_at_all(self) -> None:
+        """Make sure that the whole graph is there, and is alive."""
+        if not self.graph.whole:
+            self.graph = self._whole_graph()
+
+    def _whole_graph(self) -> LossGraph:
+        graph = LossGraph(self.origins)
+        if graph.bundled:
+            graph.look_through()
+        check_alive(graph, self.retain_graph)
+        return graph
 
     @property
     def ranks(self) -> Ranks:
@@ -154,15 +182,30 @@ class Backward:
         weights = self.pipeline.weights(self.agreed)
         if weights is not None and self.agreed is not self.losses:
             weights = weights[[self.agreed.indices.index(index) for index in self.losses.indices]]
-        return cotangents(self.graph.roots, weights)
+        return cotangents(self.origins, weights)
 
     def run(self, starts: Sequence[Tensor]) -> None:
         """One ordinary backward of all losses."""
-        roots = [gradient_edge(origin) for origin in self.graph.origins]
-        leaves = (variable_of(leaf) for leaf in self.graph.leaves())
-        with lost_rank_explained(), self.pipeline.first_backwards.undone(leaves):
+        roots = [gradient_edge(origin) for origin in self.origins]
+        if self.can_be_taken_back:
+            leaves: Iterable[Tensor] = self.parameters
+        else:
+            leaves = (variable_of(leaf) for leaf in self.graph.leaves())
+        with lost_rank_explained(), self._taken_back(), self.pipeline.first_backwards.undone(leaves):
             torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
         self.tell_overlap()
+
+    @contextmanager
+    def _taken_back(self) -> Iterator[None]:
+        """While active, an error leaves all as it was before, if nobody has looked at the whole graph."""
+        try:
+            yield
+        except Exception:
+            if self.can_be_taken_back:
+                for parameter in self.parameters:
+                    parameter.grad = None
+                self.pipeline.load_state(self.state_before)
+            raise
 
     def combination_at(self, activation: Tensor | None) -> Combination:
         """A combination of the rows at an activation. In the first step it is seen whether they share coordinates."""
@@ -198,9 +241,10 @@ class Backward:
     def explanation(
         self, how: str, why: str, if_slow: str, sites: Iterable[SiteExplained] = (), batching: str = ""
     ) -> Explanation:
-        shared = [self.graph.shared(leaf) for leaf in self.graph.leaves()]
+        if not self.can_be_taken_back or self.graph.whole:
+            self.known.learn(self.graph, self.parameters)
         labels = tuple(self.losses.label(position) for position in range(len(self.losses)))
-        counts = sum(shared), len(shared) - sum(shared)
+        counts = self.known.shared, self.known.exclusive
         return Explanation(how, why, if_slow, labels, list(sites), *counts, batching, self.ranks.size)
 
     def site_explained(self, kind: str, shape: tuple[int, ...], positions: Iterable[int]) -> SiteExplained:

@@ -27,6 +27,9 @@ def combine_at_modules(backward: Backward) -> Explanation:
     Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
     losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
     """
+    backward.look_at_all()
+    if backward.graph.narrowed:
+        backward.graph.look_through()
     refuse_layers(backward)
     joint_dim = None if backward.pipeline.marginalized is None else backward.pipeline.marginalized[0]
     # A row alone at a site stays as it is, unless the decision is joint; so most nodes need no look.

@@ -60,6 +60,7 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
     """
+    backward.look_at_all()
     refuse_layers(backward)
     if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
         backward.told.once(HOOKS)
@@ -213,7 +214,7 @@ def _combine(
     held: set[int] = set()
     # One node for a whole model hides who reaches what, as some ways to bundle losses do: rows of zeros are none.
     hiding = any(node.name() in (COMPILED, REENTRANT_CHECKPOINT) for node in backward.graph.edges)
-    opaque = hiding or backward.graph.cut
+    opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
     for position, found in rows.stream:
         counts = _count_nonzero(found, rows.sites) if opaque else None
         for i in range(len(found)):

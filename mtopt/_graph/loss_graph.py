@@ -15,15 +15,27 @@ loss 0    loss 1    loss 2        `reach` of a node is a bit mask of the losses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from .._torch import CUTTING, DDP_SINK, AccumulateGrad, Metadata, below_sink, outputs_of, sequence_number
+from .._torch import (
+    COVERING,
+    CUTTING,
+    ELEMENTWISE,
+    PUTTING_TOGETHER,
+    AccumulateGrad,
+    Metadata,
+    names_of,
+    outputs_of,
+    sequence_number,
+)
 from .supports import Children, Edge, State, connected, supports
+from .walk import all_below, top_below
 
 SEVERAL = -1  # instead of a position: an entry from a node that several losses reach
 
@@ -64,12 +76,17 @@ class Meeting:
 class LossGraph:
     """All nodes below the losses, in topological order, with the set of losses that reach each.
 
-    Attributes:
+    Args:
         origins: The edge of each loss.
+
+    Attributes:
         roots: The same, below the node that DistributedDataParallel may have laid there.
         sinks: Those nodes. They are looked through: no edge leads to them.
         edges: For each node what its inputs lead to; the losses' own nodes come first.
         reach: For each node a bit mask: bit i is set iff the loss at position i reaches it.
+        ordered: Whether the nodes' numbers fall along every edge, so that the top could be found alone.
+        whole: Whether all nodes are here; else those alone above which one loss is missing (see `top_below`).
+        kinds: The names of the nodes' kinds.
         states: Where each loss reaches each tensor; `None` where the nodes tell all there is to know.
         parting: Nodes that several losses reach, each at coordinates of its own, which lead to nodes of its own: losses
             or heads bundled in one tensor.
@@ -77,51 +94,68 @@ class LossGraph:
 
     def __init__(self, origins: Sequence[Edge]) -> None:
         self.origins = list(origins)
-        self.edges: dict[Node, Children] = {}
-        self.roots = self.origins
-        found = _below(origins, lambda node: node.next_functions)
-        self.sinks = [node for node in found if type(node) is DDP_SINK]
-        if self.sinks:
-            self.roots = [_through_sinks(origin) for origin in origins]
-            found = _below(self.roots, lambda node: tuple(_through_sinks(edge) for edge in node.next_functions))
-        waiting = dict.fromkeys(found, 0)  # how many parents are not yet placed
-        for children in found.values():
-            for child, _ in children:
-                if child is not None:
-                    waiting[child] += 1
-        self.reach = dict.fromkeys(found, 0)
-        for i, (node, _) in enumerate(self.roots):
-            self.reach[node] |= 1 << i
-        stack = [node for node in dict.fromkeys(node for node, _ in self.roots) if waiting[node] == 0]
-        while stack:
-            node = stack.pop()
-            self.edges[node] = children = found[node]
-            mask = self.reach[node]
-            for child, _ in children:
-                if child is not None:
-                    self.reach[child] |= mask
-                    waiting[child] -= 1
-                    if waiting[child] == 0:
-                        stack.append(child)
+        self.roots, self.sinks, edges, reach, self.ordered = all_below(origins)
+        self._take(edges, reach, whole=True)
+
+    @classmethod
+    def top(cls, origins: Sequence[Edge]) -> LossGraph | None:
+        """The nodes above which a loss is missing, and those that they lead to; `None` where only all can be found."""
+        found = top_below(origins)
+        if found is None:
+            return None
+        graph = cls.__new__(cls)
+        graph.origins = graph.roots = list(origins)
+        graph.sinks, graph.ordered = [], True
+        graph._take(*found, whole=False)
+        return graph
+
+    def _take(self, edges: dict[Node, Children], reach: dict[Node, int], *, whole: bool) -> None:
+        self.edges, self.reach, self.whole = edges, reach, whole
+        self.kinds = names_of(edges)
         self.states: dict[Edge, State] | None = None
         self.parting: set[Node] = set()
         self.under: set[Node] = set()  # nodes that one loss alone reaches, through shared ones
-        self.cut = self._cut_apart()
-        if self.cut or any(several(self.reach[node]) for node, _ in self.roots):
-            self._look_through()
-            self.cut = self.cut or self._cut_apart()  # above which losses were bundled
 
-    def _cut_apart(self) -> bool:
-        """Whether a loss by itself may reach less than all of what it leads to."""
-        return any(self._cuts(node) for node in self.edges if not several(self.reach[node]))
+    @cached_property
+    def cut(self) -> bool:
+        """Whether one loss by itself may reach less than all of a tensor, or one of several tensors of a node."""
+        cutting = self.kinds & CUTTING
+        return any(
+            (cutting and node.name() in cutting)
+            or any(number and several(self.reach[child]) for child, number in to if child)
+            for node, to in self.edges.items()
+            if not several(self.reach[node])
+        )
 
-    def _cuts(self, node: Node) -> bool:
-        """Whether a node leads to less than all of a tensor, or to one of several tensors of one node."""
-        further = (child for child, number in self.edges[node] if child is not None and number)
-        return node.name() in CUTTING or any(several(self.reach[child]) for child in further)
+    @cached_property
+    def _narrow(self) -> set[Node]:
+        """Nodes that one loss by itself reaches in less than all of a tensor, as far as their kinds tell."""
+        narrow: set[Node] = set()
+        for node, children in self.edges.items() if self.cut else ():
+            if not several(self.reach[node]):
+                name = node.name()
+                stays = name in CUTTING or (node in narrow and (name in COVERING or name in ELEMENTWISE))
+                narrow |= {child for child, number in children if child is not None and (stays or number)}
+        return narrow
 
-    def _look_through(self) -> None:
+    @cached_property
+    def narrowed(self) -> bool:
+        """Whether a loss comes to less than all of a tensor that others reach, or several begin in one."""
+        begins = (node for node, _ in self.roots)
+        return any(several(self.reach[node]) for nodes in (self._narrow, begins) for node in nodes)
+
+    @cached_property
+    def bundled(self) -> bool:
+        """Whether a loss may come to some only of the tensors of which one was put together."""
+        putting = self.kinds & PUTTING_TOGETHER
+        return bool(putting) and any(
+            node.name() in putting and (several(self.reach[node]) or node in self._narrow) for node in self.edges
+        )
+
+    def look_through(self) -> None:
         """Who reaches what is a matter of coordinates: nodes say too much where several losses are in one tensor."""
+        if self.states is not None:
+            return
         self.states = supports(self.roots, self.edges)
         self.reach = dict.fromkeys(self.edges, 0)
         for (node, _), state in self.states.items():
@@ -137,6 +171,7 @@ class LossGraph:
             if self.reach[node] and (node in self.under or self.shared(node)):
                 below = (child for child, _ in children if child is not None and self.reach[child] & self.reach[node])
                 self.under |= {child for child in below if not self.shared(child)}
+        self.__dict__.pop("cut", None)  # as it was not seen while bundled losses were in one tensor
 
     def _states_of(self, node: Node) -> list[State]:
         """Of the tensors that a node made."""
@@ -160,7 +195,7 @@ class LossGraph:
         """Whether gradients come to the node by way of shared ones, or it is one."""
         return node in self.reach and (self.shared(node) or node in self.under)
 
-    def whole(self, node: Node) -> bool:
+    def together(self, node: Node) -> bool:
         """Whether all losses that reach the node reach each of its tensors, and hang together at its coordinates."""
         if self.states is None:
             return True
@@ -264,24 +299,6 @@ def several(reach: int) -> bool:
 def positions_in(reach: int) -> list[int]:
     """The bits of a mask."""
     return [position for position in range(reach.bit_length()) if reach >> position & 1]
-
-
-def _below(starts: Iterable[Edge], children_of: Callable[[Node], Children]) -> dict[Node, Children]:
-    """All nodes below some edges, with what their inputs lead to."""
-    found: dict[Node, Children] = {}
-    stack = [node for node, _ in starts]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found[node] = children = children_of(node)
-            stack.extend([child for child, _ in children if child is not None])
-    return found
-
-
-def _through_sinks(edge: tuple[Node | None, int]) -> Edge:
-    while type(edge[0]) is DDP_SINK:
-        edge = below_sink(*edge)  # type: ignore[arg-type]
-    return edge  # type: ignore[return-value]
 
 
 def metadata_of(edge: Edge) -> Metadata:

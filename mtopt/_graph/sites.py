@@ -58,7 +58,7 @@ def nested_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> list
     sites = []
     for edge, by_losses in coming.items():
         masks = [*by_losses, *(1 << position for position in roots.get(edge, ()))]
-        if all(mask != reduce(or_, masks) for mask in masks) and graph.shared(edge[0]) and graph.whole(edge[0]):
+        if all(mask != reduce(or_, masks) for mask in masks) and graph.shared(edge[0]) and graph.together(edge[0]):
             firsts = _told_apart(by_losses)
             entries = [(*entry, firsts[mask]) for mask, of in by_losses.items() for entry in of]
             sites.append(Meeting(edge, entries, roots.get(edge, [])))
@@ -78,7 +78,7 @@ def _final(graph: LossGraph, derived: set[Node], apart: Collection[Node]) -> set
     final: set[Node] = set()
     for node in reversed(graph.edges):
         reach = graph.reach[node]
-        if several(reach) and node not in derived and node not in apart and graph.whole(node):
+        if several(reach) and node not in derived and node not in apart and graph.together(node):
             below = (child for child, _ in graph.edges[node] if child is not None and child not in derived)
             if all(graph.reach[child] == reach and child in final for child in below if graph.reach[child]):
                 final.add(node)
