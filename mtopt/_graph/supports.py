@@ -28,11 +28,12 @@ def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> dict[Edge
         states.setdefault(root, {})[position] = None
     everyone = set(range(len(roots)))
     for node, children in edges.items():
-        arrived = {k: states[node, k] for k in range(len(outputs_of(node))) if (node, k) in states}
+        n_outputs = len(outputs_of(node))
+        arrived = {k: states[node, k] for k in range(n_outputs) if (node, k) in states}
         positions = set().union(*arrived.values())
         if not positions:
             continue
-        alike = positions == everyone and all(
+        alike = len(arrived) == n_outputs and all(
             set(s.values()) == {None} and len(s) == len(everyone) for s in arrived.values()
         )
         for edge, state in zip(children, _passed_on(node, children, arrived, positions, alike=alike), strict=True):
