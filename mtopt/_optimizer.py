@@ -125,7 +125,7 @@ class MultiLossOptimizer(Optimizer):
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
             parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
-            form = (present.indices, *(node.name() for node, _ in roots))
+            form = (present.names, present.indices, *(node.name() for node, _ in roots))
             known = self._memory["known"].setdefault(form, Known())
             overlaps = self._memory["overlaps"]
             if self.pipeline.needs_scale:

@@ -139,9 +139,14 @@ def multiplied_by(node: Node) -> Tensor | None:
     return constant
 
 
+def scales(node: Node) -> bool:
+    """Whether it multiplies or divides."""
+    return node.name() in (MULTIPLICATION, "DivBackward0")
+
+
 def scaled_by_a_number(node: Node) -> bool:
     """Whether it multiplies or divides one tensor by a single number, as far as that can be read."""
-    if node.name() not in (MULTIPLICATION, "DivBackward0") or (HOOKS_CAN_BE_SEEN and may_be_used_once(node)):
+    if not scales(node) or (HOOKS_CAN_BE_SEEN and may_be_used_once(node)):
         return False
     factors = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
     return all(factor is None or factor.numel() == 1 for factor in factors)

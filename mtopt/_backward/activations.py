@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.graph import Node
 from .._combine.combination import Combination
 from .._graph.loss_graph import Meeting
 from .._graph.losses import cotangents
+from .._graph.recall import Recalled, can_be_recalled
 from .._graph.rows import check_rows_below, rows_at
 from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
@@ -30,14 +32,19 @@ NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhe
 
 def combine_plain(backward: Backward) -> Explanation:
     """Nothing to combine: autograd adds the rows up."""
+    known = backward.known
     if not backward.can_be_taken_back:
         backward.look_at_all()
+        known.explained = None
     backward.agree()
     backward.run(backward.starts())
+    if known.explained is not None:
+        return known.explained
     reason = (
         "one loss is alone here" if backward.pipeline.gradient_transforms else "no transform asks for single gradients"
     )
-    return backward.explanation("one ordinary backward, rows summed by autograd", reason, NEAR_PLAIN)
+    known.explained = backward.explanation("one ordinary backward, rows summed by autograd", reason, NEAR_PLAIN)
+    return known.explained
 
 
 def combine_at_activations(backward: Backward) -> Explanation:
@@ -46,6 +53,12 @@ def combine_at_activations(backward: Backward) -> Explanation:
     Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
     losses share nodes above it (a common head), VJPs of that part get them first.
     """
+    known = backward.known
+    if backward.can_be_taken_back and known.top is not None and known.explained is not None:
+        recalled = known.top.sites_in(backward.origins, backward.is_parameter)
+        if recalled is not None:
+            _run(backward, backward.starts(), recalled, {})
+            return known.explained
     refuse_layers(backward)
     sites, above = sites_of(backward)
     # Where they meet at a parameter its rows are needed from all ranks, as they are where a transform asks for it.
@@ -63,25 +76,38 @@ def combine_at_activations(backward: Backward) -> Explanation:
             f'`at="nested"` takes one backward for any number of losses: it decides wherever some meet.'
         )
     combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
+    explanation = _explained(backward, sites, ahead, above)
+    if not backward.graph.whole and can_be_recalled(backward.graph, backward.is_parameter):
+        known.top, known.explained = Recalled(backward.graph, sites), explanation
+    _run(backward, starts, sites, combined)
+    return explanation
+
+
+def _run(
+    backward: Backward, starts: list[Tensor], sites: Sequence[Meeting], combined: dict[Edge, Tensor | None]
+) -> None:
+    """The one backward, with the rows combined at the sites; at some they were before."""
     # Behind the hooks on a site's tensor, which each row has passed already; but not where more flows to it from above.
-    behind = {} if backward.graph.nested(sites) else {edge: new for edge, new in combined.items() if new is not None}
+    nested = bool(combined) and backward.graph.nested(sites)
+    behind = {} if nested else {edge: new for edge, new in combined.items() if new is not None}
     taken = [meeting for meeting in sites if meeting.edge not in behind]
     handlers = []
     for meeting in taken:
-        if meeting in ahead:
+        if meeting.edge in combined:
             handlers.append(handing_on(combined[meeting.edge]))
         else:
-            of_all_ranks = meeting in leaves and backward.ranks.size > 1
+            is_leaf = type(meeting.edge[0]) is AccumulateGrad and backward.is_parameter(meeting.edge[0])
+            of_all_ranks = is_leaf and backward.ranks.size > 1
             combination = _RowsOfAllRanks(backward) if of_all_ranks else backward.combination_at(None)
             for position in meeting.roots:
                 combination.add(0, position, starts[position])
             handlers.append(combining(combination))
         for position in meeting.roots:
             starts[position] = torch.zeros_like(starts[position])
-    explanation = _explained(backward, sites, ahead, above)
-    with rows_taken(taken, handlers), replaced(behind):
+    # In a part that nobody has looked at in this step.
+    hidden = hidden_layers_refused() if backward.can_be_taken_back else nullcontext()
+    with rows_taken(taken, handlers), replaced(behind), hidden:
         backward.run(starts)
-    return explanation
 
 
 def sites_of(backward: Backward) -> tuple[list[Meeting], int]:

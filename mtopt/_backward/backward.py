@@ -105,6 +105,7 @@ class Backward:
         if graph.bundled:
             graph.look_through()
         check_alive(graph, self.retain_graph)
+        self.known.learn(graph, self.parameters)
         return graph
 
     @property
@@ -202,8 +203,8 @@ class Backward:
             yield
         except Exception:
             if self.can_be_taken_back:
-                for parameter in self.parameters:
-                    parameter.grad = None
+                for leaf in LossGraph(self.origins).leaves():
+                    variable_of(leaf).grad = None
                 self.pipeline.load_state(self.state_before)
             raise
 
@@ -241,8 +242,6 @@ class Backward:
     def explanation(
         self, how: str, why: str, if_slow: str, sites: Iterable[SiteExplained] = (), batching: str = ""
     ) -> Explanation:
-        if not self.can_be_taken_back or self.graph.whole:
-            self.known.learn(self.graph, self.parameters)
         labels = tuple(self.losses.label(position) for position in range(len(self.losses)))
         counts = self.known.shared, self.known.exclusive
         return Explanation(how, why, if_slow, labels, list(sites), *counts, batching, self.ranks.size)

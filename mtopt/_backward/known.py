@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._graph.loss_graph import LossGraph
+from .._graph.recall import Recalled
 from .._torch import has_post_accumulate_hooks, variable_of
+from .explanation import Explanation
 
 LOOKS = 2  # at the whole graph before one at its top may do
 EVERY = 64  # backwards: so often the whole graph is looked at anew
@@ -23,8 +26,10 @@ class Known:
         exclusive: How many one alone reaches.
         looks: How often the whole graph was looked at.
         since: Backwards since the last look.
-        plain: Whether the graph can be walked from the top, and all that a backward changes is in the optimizer's
-            parameters, so that it can be taken back.
+        plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: that in
+            the optimizer's parameters, and in inputs that had no `.grad`.
+        top: The top of the graph, where the sites were found by it alone.
+        explained: What was said of it.
     """
 
     shared: int = 0
@@ -32,6 +37,8 @@ class Known:
     looks: int = 0
     since: int = 0
     plain: bool = False
+    top: Recalled | None = None
+    explained: Explanation | None = None
 
     def suffices(self, parameters: Sequence[Tensor]) -> bool:
         """Whether nothing more is needed of the whole graph: what this backward does can be taken back."""
@@ -44,13 +51,17 @@ class Known:
         )
 
     def learn(self, graph: LossGraph, parameters: Sequence[Tensor]) -> None:
-        """Take what the whole graph shows."""
-        leaves = list(graph.leaves())
-        self.shared = sum(map(graph.shared, leaves))
-        self.exclusive = len(leaves) - self.shared
-        changed = [variable_of(leaf) for leaf in leaves]
+        """Take what the whole graph shows, before its backward."""
         own = set(map(id, parameters))
-        can_be_taken_back = all(id(leaf) in own and not has_post_accumulate_hooks(leaf) for leaf in changed)
-        self.plain = graph.ordered and can_be_taken_back
+        self.plain = graph.ordered and all(
+            not has_post_accumulate_hooks(leaf)
+            and (id(leaf) in own or (leaf.grad is None and not isinstance(leaf, nn.Parameter)))
+            for leaf in map(variable_of, graph.leaves())
+        )
+        shared = [graph.shared(leaf) for leaf in graph.leaves()]
+        self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
         self.looks += 1
         self.since = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "top": None}  # types of nodes cannot be pickled
