@@ -95,16 +95,18 @@ class Backward:
         top = LossGraph.top(self.origins) if self.can_be_taken_back else None
         return self._whole_graph() if top is None else top
 
-    def look_at_all(self) -> None:
-        """Make sure that the whole graph is there, and is alive."""
-        if not self.graph.whole:
-            self.graph = self._whole_graph()
+    def look_at_all(self, *, nothing_changes: bool = False) -> None:
+        """Make sure that the whole graph is there; and alive, unless nothing changes before that is seen."""
+        known = self.__dict__.get("graph")
+        if known is None or not known.whole:
+            self.graph = self._whole_graph(alive=not nothing_changes or self.retain_graph or self.ranks.size > 1)
 
-    def _whole_graph(self) -> LossGraph:
+    def _whole_graph(self, *, alive: bool = True) -> LossGraph:
         graph = LossGraph(self.origins)
         if graph.bundled:
             graph.look_through()
-        check_alive(graph, self.retain_graph)
+        if alive:
+            check_alive(graph, self.retain_graph)
         self.known.learn(graph, self.parameters)
         return graph
 
@@ -192,12 +194,12 @@ class Backward:
             leaves: Iterable[Tensor] = self.parameters
         else:
             leaves = (variable_of(leaf) for leaf in self.graph.leaves())
-        with lost_rank_explained(), self._taken_back(), self.pipeline.first_backwards.undone(leaves):
+        with lost_rank_explained(), self.taken_back(), self.pipeline.first_backwards.undone(leaves):
             torch.autograd.backward(roots, starts, retain_graph=self.retain_graph)
         self.tell_overlap()
 
     @contextmanager
-    def _taken_back(self) -> Iterator[None]:
+    def taken_back(self) -> Iterator[None]:
         """While active, an error leaves all as it was before, if nobody has looked at the whole graph."""
         try:
             yield

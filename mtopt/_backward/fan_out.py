@@ -119,12 +119,12 @@ class FanOut(torch.autograd.Function):
         return ctx.layer.combine(rows, activation, ctx.made_by), None
 
 
-_FAN_OUT = node_type(FanOut)
+FAN_OUT = node_type(FanOut)
 
 
 def combines_itself(node: Node) -> bool:
     """Whether a node is that of a layer with transforms of its own."""
-    layer: Layer | None = node.layer if type(node) is _FAN_OUT else None  # type: ignore[attr-defined]  # None once freed
+    layer: Layer | None = node.layer if type(node) is FAN_OUT else None  # type: ignore[attr-defined]  # None once freed
     return layer is not None and bool(layer.pipeline.gradient_transforms)
 
 

@@ -60,20 +60,13 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
     """
-    backward.look_at_all()
+    backward.look_at_all(nothing_changes=True)
     refuse_layers(backward)
     if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
         backward.told.once(HOOKS)
     shards = shards_of(backward.parameters)
-    if shards:
-        rows = _rows_of_shards(backward, shards)
-    elif any(node.name() == REENTRANT_CHECKPOINT for node in backward.graph.edges):
-        rows = _rows_by_backward(backward)
-    elif backward.ranks.size > 1:
-        rows = _rows_of_all_ranks(backward)
-    else:
-        rows = _rows_of_graph(backward)
-    with wrappers_silent(backward.graph.sinks), hidden_layers_refused():
+    with backward.taken_back(), wrappers_silent(backward.graph.sinks), hidden_layers_refused():
+        rows = _rows(backward, shards)
         gradients, owners, held = _combine(backward, rows, every)
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
@@ -91,6 +84,14 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
     if_slow = 'at="activations" takes one backward for all losses'
     return backward.explanation(rows.how, why, if_slow, sites, backward.batching.used)
+
+
+def _rows(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
+    if shards:
+        return _rows_of_shards(backward, shards)
+    if REENTRANT_CHECKPOINT in backward.graph.kinds:
+        return _rows_by_backward(backward)
+    return _rows_of_all_ranks(backward) if backward.ranks.size > 1 else _rows_of_graph(backward)
 
 
 def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
@@ -202,7 +203,7 @@ def _combine(
     Autograd may give one tensor to several targets, and what the rows were made of may keep them.
     """
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
-    if backward.pipeline.has_gramian:
+    if backward.pipeline.has_gramian and (every or any(len(owners) == 1 for owners in rows.owners)):
         beside = {id(variable_of(leaf)) for leaf in beside_shared(backward.graph, backward.is_parameter)}
         alone = [every or id(target) in beside for target in rows.targets]
         shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if alone[i] else 1)]
@@ -213,7 +214,7 @@ def _combine(
     arrived: list[set[int]] = [set() for _ in rows.targets]
     held: set[int] = set()
     # One node for a whole model hides who reaches what, as some ways to bundle losses do: rows of zeros are none.
-    hiding = any(node.name() in (COMPILED, REENTRANT_CHECKPOINT) for node in backward.graph.edges)
+    hiding = not backward.graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
     opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
     for position, found in rows.stream:
         counts = _count_nonzero(found, rows.sites) if opaque else None

@@ -10,7 +10,7 @@ from .._graph.loss_graph import Meeting
 from .._graph.supports import Edge
 from .._torch import has_sparse_gradient
 from .backward import Backward
-from .fan_out import COMBINED_ALREADY, combines_itself
+from .fan_out import COMBINED_ALREADY, FAN_OUT, combines_itself
 
 WAYS_OUT = (
     "Put a MultiLossLayer where they should meet, name a module with `at=module` (and `GradDrop(marginalize=0)` where "
@@ -83,5 +83,5 @@ def check_marked(backward: Backward, marked: Iterable[Edge]) -> None:
 
 
 def refuse_layers(backward: Backward) -> None:
-    if any(map(combines_itself, backward.graph.edges)):
+    if FAN_OUT.__name__ in backward.graph.kinds and any(map(combines_itself, backward.graph.edges)):
         raise RuntimeError(COMBINED_ALREADY)

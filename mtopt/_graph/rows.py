@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from .._checks import check_chunk_size
-from .._torch import AccumulateGrad, has_hooks, variable_of, would_donate, wrappers_silent
+from .._torch import COMPILED, AccumulateGrad, has_hooks, variable_of, would_donate, wrappers_silent
 from .._transform import LossesLike
 from .alive import check_alive, check_repeatable, graph_errors_explained
 from .batching import Batching
@@ -21,6 +21,8 @@ from .losses import cotangents, read_losses
 from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap, whole_pass
 from .supports import Edge
 from .taking import nothing, rows_taken
+
+FEW = 4  # losses whose heads may be there until the last of them was differentiated
 
 
 def per_loss_gradients(
@@ -93,7 +95,7 @@ def rows_below(
     last = len(starts) - 1
     if plan.whole:
         for position, start in enumerate(starts):
-            retain = retain_graph or position != last
+            retain = retain_graph or (position != last and not plan.apart)
             yield position, whole_pass(graph, start, position, targets, retain_graph=retain)
         return
     first = 0
@@ -128,12 +130,14 @@ class _Plan:
         size: Losses to differentiate together below them.
         keep_exclusive: Whether the pass over the exclusive parts retains them.
         whole: Whether each loss is taken by one pass, without a stop at the meetings.
+        apart: Whether the losses share leaves alone, so that each pass frees what it has run.
     """
 
     meetings: list[Meeting]
     size: int
     keep_exclusive: bool
     whole: bool
+    apart: bool
 
 
 def _plan(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> _Plan:
@@ -147,25 +151,31 @@ def _plan(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, reta
     hooked = any(map(has_hooks, shared_leaves(graph, targets)))
     if hooked:
         batching.used = "loop, because hooks on shared parameters run once for each loss"
-    # In the latter case nothing is gained by a stop at the meetings.
-    return _Plan(meetings, size, keep, whole=hooked or (keep and (size == 1 or len(graph.roots) < 3)))
+    apart = not interior and graph.states is None and not graph.sinks
+    # A stop at the meetings gains nothing where the losses are taken one by one below them; but it frees large heads.
+    one_by_one = size == 1 or len(graph.roots) < 3
+    whole = hooked or apart or (one_by_one and (keep or len(graph.roots) <= FEW))
+    return _Plan(meetings, size, keep, whole, apart)
 
 
 def _compiled_by_a_pass(graph: LossGraph) -> bool:
     """Whether a pass over the exclusive parts would compile a backward that the shared part has, too, for one use."""
-    waiting = [node for node in graph.edges if would_donate(node)]
+    waiting = [node for node in graph.edges if would_donate(node)] if COMPILED in graph.kinds else []
     return len({type(node) for node in waiting}) < len({(type(node), graph.beyond(node)) for node in waiting})
 
 
 def check_rows_below(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> None:
     """Raise if `rows_below`, or `rows_at`, would have to run a node again that can be run only once."""
+    if COMPILED not in graph.kinds:
+        return
     plan = _plan(graph, targets, batching, retain_graph=retain_graph)
     places, above = set(targets), set[Node]()
     for node in reversed(graph.edges):
         if any(edge in places or edge[0] in above for edge in graph.edges[node]):
             above.add(node)
     if plan.whole:
-        check_repeatable(above & set(run_again(graph, retain_graph=retain_graph)))
+        again = () if plan.apart and not retain_graph else run_again(graph, retain_graph=retain_graph)
+        check_repeatable(above.intersection(again))
     else:
         check_repeatable(node for node in above if plan.keep_exclusive or graph.beyond(node))
 
