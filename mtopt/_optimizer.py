@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -15,25 +15,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._backward.activations import combine_plain
 from ._backward.agreement import Agreement, refuse_nan
 from ._backward.at import check_at, combine_at
 from ._backward.backward import Backward
 from ._backward.closure import evaluation
-from ._backward.explanation import transforms_explained
+from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
 from ._backward.known import Known
 from ._backward.marks import MarkSite
+from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
 from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
 from ._combine.pipeline import Pipeline
 from ._graph.alive import graph_errors_explained
 from ._graph.batching import Batching
 from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses, totals
+from ._graph.supports import Edge
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
 from ._torch import not_compiled
-from ._transform import LossesLike, Transform
+from ._transform import Losses, LossesLike, Transform
 
 _STATE_KEY = "mtopt"
 
@@ -121,24 +122,33 @@ class MultiLossOptimizer(Optimizer):
                 do not do the same, or one of them raised or stopped.
         """
         check_one_list(more, "backward")
+        if self.transforms or retain_graph or not self._add_up_again(losses):
+            self._memory["explanation"] = self._combine(losses, retain_graph=retain_graph)
+        self._memory["told"].handed = True
+
+    def _add_up_again(self, losses: LossesLike) -> bool:
+        """A plain sum, as in the step before: False if there is more to it."""
+        if self.pipeline.watch is not None:
+            return False
+        present, roots = read_losses(losses)
+        return add_up_again(present, roots, self._known(present, roots), self._parameters())
+
+    def _combine(self, losses: LossesLike, *, retain_graph: bool) -> Explanation:
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement
+        told = self._memory["told"]
         with Agreement(ranks) as agreement, self.pipeline.watched(), graph_errors_explained():
             present, roots = read_losses(losses)
-            parameters, batching, told = self._parameters(), self.batching, self._memory["told"]
-            form = (present.names, present.indices, *(node.name() for node, _ in roots))
-            known = self._memory["known"].setdefault(form, Known())
-            overlaps = self._memory["overlaps"]
             if self.pipeline.needs_scale:
                 present = replace(present, scale=common_scale(roots))
             backward = Backward(
                 present,
                 roots,
-                known,
+                self._known(present, roots),
                 self.pipeline,
                 retain_graph,
-                parameters,
-                batching,
-                overlaps,
+                self._parameters(),
+                self.batching,
+                self._memory["overlaps"],
                 self._key,
                 agreement,
                 told,
@@ -153,13 +163,15 @@ class MultiLossOptimizer(Optimizer):
             self._first_step.tell(present, ranks.size)
             if self.transforms:
                 told.of_totals(present, totals(roots))
-            if not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1):
-                explanation = combine_plain(backward)
-            else:
-                explanation = combine_at(self.at, backward)
-        self._memory["explanation"] = explanation
-        self._memory["told"].handed = True
+            plain = not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1)
+            explanation = combine_plain(backward) if plain else combine_at(self.at, backward)
         self.pipeline.names = present.names or self.pipeline.names
+        return explanation
+
+    def _known(self, losses: Losses, roots: Sequence[Edge]) -> Known:
+        form = (losses.names, losses.indices, *(node.name() for node, _ in roots))
+        known: Known = self._memory["known"].setdefault(form, Known())
+        return known
 
     def step(  # type: ignore[override]
         self, losses: LossesLike | Callable[[], Any] | None = None, *more: Any, closure: Callable[[], Any] | None = None

@@ -1,4 +1,4 @@
-"""Rows where the losses have met, combined within one ordinary backward; and the backward that combines nothing."""
+"""Rows where the losses have met, combined within one ordinary backward."""
 
 from __future__ import annotations
 
@@ -21,30 +21,12 @@ from .._graph.taking import Finish, Take, replaced, rows_taken
 from .._torch import AccumulateGrad, may_be_used_once, operator_of, wrappers_silent
 from .._transform import Site
 from .backward import Backward
-from .explanation import Explanation
+from .explanation import NEAR_PLAIN, Explanation
 from .fan_out import hidden_layers_refused
 from .refusals import DIFFERENT_PARTS, check_meetings, refuse_layers
 
 MOST_DESCENTS = 8
 FEW, LARGE = 16, 0.2  # nodes, and share of the graph: from there on the price of taking it once per loss is told
-NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
-
-
-def combine_plain(backward: Backward) -> Explanation:
-    """Nothing to combine: autograd adds the rows up."""
-    known = backward.known
-    if not backward.can_be_taken_back:
-        backward.look_at_all()
-        known.explained = None
-    backward.agree()
-    backward.run(backward.starts())
-    if known.explained is not None:
-        return known.explained
-    reason = (
-        "one loss is alone here" if backward.pipeline.gradient_transforms else "no transform asks for single gradients"
-    )
-    known.explained = backward.explanation("one ordinary backward, rows summed by autograd", reason, NEAR_PLAIN)
-    return known.explained
 
 
 def combine_at_activations(backward: Backward) -> Explanation:

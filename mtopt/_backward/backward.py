@@ -51,6 +51,17 @@ class Overlap:
         return self.inner.result()
 
 
+@contextmanager
+def taken_back(origins: Sequence[Edge]) -> Iterator[None]:
+    """While active, an error takes away every `.grad` below the losses: none was there before."""
+    try:
+        yield
+    except Exception:
+        for leaf in LossGraph(origins).leaves():
+            variable_of(leaf).grad = None
+        raise
+
+
 @dataclass
 class Backward:
     """The losses of one backward, the graph below them, and the transforms to go through.
@@ -201,13 +212,14 @@ class Backward:
     @contextmanager
     def taken_back(self) -> Iterator[None]:
         """While active, an error leaves all as it was before, if nobody has looked at the whole graph."""
-        try:
+        if not self.can_be_taken_back:
             yield
+            return
+        try:
+            with taken_back(self.origins):
+                yield
         except Exception:
-            if self.can_be_taken_back:
-                for leaf in LossGraph(self.origins).leaves():
-                    variable_of(leaf).grad = None
-                self.pipeline.load_state(self.state_before)
+            self.pipeline.load_state(self.state_before)
             raise
 
     def combination_at(self, activation: Tensor | None) -> Combination:

@@ -12,6 +12,7 @@ from .._transform import Transform
 
 SHOWN = 8
 WIDTH = 100
+NEAR_PLAIN = "this costs little more than a plain sum: look for the time elsewhere, such as in the forward pass"
 
 
 @dataclass

@@ -13,9 +13,9 @@ from .._graph.supports import Edge
 from .._graph.taking import Finish, Take, replaced, rows_taken
 from .._signs import decision_shape, dims_of
 from .._torch import wrappers_silent
-from .activations import NEAR_PLAIN, combining, kind_of
+from .activations import combining, kind_of
 from .backward import Backward
-from .explanation import Explanation, SiteExplained
+from .explanation import NEAR_PLAIN, Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
 from .marks import Mark, joint_groups, marked_edges
 from .refusals import check_marked, check_meetings, refuse_layers

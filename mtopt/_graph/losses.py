@@ -30,17 +30,16 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
                 f"shape {tuple(losses.shape)}. Give the losses themselves, e.g. [seg_loss, depth_loss], not their "
                 f"sum. A single loss needs no mtopt: call its .backward()."
             )
-        _check_differentiable(losses, "losses")
+        if not _is_differentiable(losses):
+            raise _not_differentiable(losses, "losses")
         if len(losses) == 0:
             raise ValueError("`losses` is empty: give at least one loss.")
         return _losses_of_vector(losses)
     if isinstance(losses, Mapping):
         names = tuple(losses)
         entries = list(losses.values())
-        labels = [f"losses[{name!r}]" for name in names]
     elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
         entries = list(losses)
-        labels = [f"losses[{i}]" for i in range(len(entries))]
     else:
         hint = " Give list(losses)." if isinstance(losses, Iterable) and not isinstance(losses, (str, bytes)) else ""
         raise TypeError(f"`losses` must be a list, a dict or a 1-D tensor, but it is {type(losses).__name__}.{hint}")
@@ -49,26 +48,42 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
     present = [i for i, loss in enumerate(entries) if loss is not None]
     if not present:
         raise ValueError(f"`losses` is empty: {'every loss is None' if entries else 'give at least one loss'}.")
-    edges: dict[Edge, str] = {}
+    edges: dict[Edge, int] = {}
     scalars = []
     for i in present:
-        loss, label = entries[i], labels[i]
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"`{label}` must be a tensor, but it is {type(loss).__name__}.")
-        if loss.numel() != 1:
-            raise ValueError(
-                f"`{label}` must be a scalar, but it has shape {tuple(loss.shape)}. Reduce it first, e.g. with .mean()."
-            )
-        _check_differentiable(loss, label)
+        loss = entries[i]
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not _is_differentiable(loss):
+            raise _wrong(loss, _label(i, names))
         edge = edge_of(loss)
         if edge in edges:
             raise ValueError(
-                f"`{label}` is the same tensor as `{edges[edge]}`. Give each loss once; to weight one, use a "
-                f"LossWeighting."
+                f"`{_label(i, names)}` is the same tensor as `{_label(edges[edge], names)}`. Give each loss once; to "
+                f"weight one, use a LossWeighting."
             )
-        edges[edge] = label
+        edges[edge] = i
         scalars.append(loss)
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
+
+
+def _label(index: int, names: Sequence[str] | None) -> str:
+    return f"losses[{index}]" if names is None else f"losses[{names[index]!r}]"
+
+
+def _wrong(loss: object, label: str) -> Exception:
+    """What is wrong with a loss."""
+    if not isinstance(loss, Tensor):
+        return TypeError(f"`{label}` must be a tensor, but it is {type(loss).__name__}.")
+    if loss.numel() != 1:
+        return ValueError(
+            f"`{label}` must be a scalar, but it has shape {tuple(loss.shape)}. Reduce it first, e.g. with .mean()."
+        )
+    return _not_differentiable(loss, label)
+
+
+def _not_differentiable(loss: Tensor, label: str) -> Exception:
+    if not loss.is_floating_point():
+        return TypeError(f"`{label}` must be a real floating-point tensor, but its dtype is {loss.dtype}.")
+    return ValueError(_without_gradient(label))
 
 
 def check_reaching(graph: LossGraph, losses: Losses) -> None:
@@ -180,11 +195,8 @@ def _losses_of_vector(losses: Tensor) -> tuple[Losses, list[Edge]]:
         return known, [edge_of(loss) for loss in losses.unbind()]
 
 
-def _check_differentiable(loss: Tensor, label: str) -> None:
-    if not loss.is_floating_point():
-        raise TypeError(f"`{label}` must be a real floating-point tensor, but its dtype is {loss.dtype}.")
-    if not loss.requires_grad:
-        raise ValueError(_without_gradient(label))
+def _is_differentiable(loss: Tensor) -> bool:
+    return loss.is_floating_point() and loss.requires_grad
 
 
 def _without_gradient(label: str) -> str:
