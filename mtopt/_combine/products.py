@@ -100,6 +100,10 @@ def lost(squares: Sequence[float], size: int, rows_of: Callable[[int], Iterable[
 
 def nearly_dependent(gramian: Tensor) -> bool:
     """Whether rows cancel each other so far that sums in float32 say little of what is left, or nothing."""
+    if len(gramian) == 2:  # the least eigenvalue of two cosines is 1 - |c|
+        (first, product), (_, second) = gramian.tolist()
+        lengths: float = math.sqrt(first) * math.sqrt(second) if first > 0 and second > 0 else 0.0
+        return lengths > 0 and (1 - DEPENDENT) * lengths <= abs(product) < math.inf
     norms = gramian.diagonal().sqrt()
     cosines = (gramian / norms / norms[:, None])[norms > 0][:, norms > 0]
     _, failed = torch.linalg.cholesky_ex(cosines - DEPENDENT * torch.eye(len(cosines), dtype=gramian.dtype))

@@ -40,6 +40,12 @@ class PCGrad(GramianTransform):
         self.draws = Draws(seed)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        if len(gramian) == 2:  # each has one other alone: in no order
+            self.draws.next(torch.device("cpu"))
+            (first, product), (_, second) = gramian.tolist()
+            if not product < 0:
+                return torch.eye(2, dtype=gramian.dtype)
+            return gramian.new_tensor([[1.0, -product / second], [-product / first, 1.0]])
         squares = gramian.diagonal()
         each = torch.arange(len(gramian))
         mixing = torch.eye(len(gramian), dtype=gramian.dtype)

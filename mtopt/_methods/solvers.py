@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import few
+
 FLOOR = 1e-8
 """Least eigenvalue of the Gramian of rows of length 1: what it is raised to where rows are linearly dependent.
 
@@ -23,12 +25,15 @@ def min_norm(gramian: Tensor) -> Tensor:
 
     Up to its length it is $\arg\min_{v \ge 0} ½ v^T G v - \sum_i v_i$.
     """
+    small = few.read(gramian)
+    if small is not None and (weights := few.min_norm(small, FLOOR)) is not None:
+        return gramian.new_tensor(weights)
     zero = gramian.diagonal() == 0
     if zero.any():
         return zero / zero.sum(dtype=gramian.dtype)
     cosines, norms = unit_rows(gramian)
-    weights = nonnegative_qp(cosines, norms.min() / norms) / norms
-    return weights / weights.sum()
+    lengths = nonnegative_qp(cosines, norms.min() / norms) / norms
+    return lengths / lengths.sum()
 
 
 def dual_cone_projection(gramian: Tensor, weights: Tensor, eps: float = 0.0) -> Tensor:
@@ -42,7 +47,13 @@ def dual_cone_projection(gramian: Tensor, weights: Tensor, eps: float = 0.0) -> 
     Source:
         Proposition 1 of Quinton, Rey 2024, [arXiv:2406.16232](https://arxiv.org/abs/2406.16232).
     """
-    gramian = gramian + eps * gramian.trace() * torch.eye(len(gramian), dtype=gramian.dtype)
+    if eps:
+        gramian = gramian + eps * gramian.trace() * torch.eye(len(gramian), dtype=gramian.dtype)
+    small = few.read(gramian)
+    if small is not None:
+        found = few.dual_cone_projection(small, weights.reshape(-1, len(gramian)).tolist(), FLOOR)
+        if found is not None:
+            return weights.new_tensor(found).reshape(weights.shape)
     projected = weights.clone()
     here = gramian.diagonal() > 0
     if here.any():
@@ -184,6 +195,9 @@ def equal_cosines(gramian: Tensor) -> Tensor:
     $u = C^+ 1$ with the cosines $C$: the least squares, where rows are linearly dependent. All are 0 where that vector
     is 0, as for two opposite rows, and not what rounding makes of it.
     """
+    small = few.read(gramian)
+    if small is not None and (found := few.equal_cosines(small, FLOOR)) is not None:
+        return gramian.new_tensor(found)
     weights = torch.zeros_like(gramian.diagonal())
     here = gramian.diagonal() > 0
     norms = gramian.diagonal()[here].sqrt()
