@@ -60,7 +60,7 @@ def _receive(reader, deadline):
 
 def _run(function, rank, n_ranks, port, writer, args, backend):
     torch.set_num_threads(1)
-    seconds = timedelta(seconds=SECONDS)
+    seconds = timedelta(seconds=120 if backend == "nccl" else SECONDS)  # it begins slowly
     address = f"tcp://127.0.0.1:{port}"
     device = None
     if backend == "nccl":
