@@ -70,7 +70,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory": torch.cuda.get_device_properties(device).total_memory,
         "count": torch.cuda.device_count(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "driver": _driver(),
     }
 
@@ -81,7 +81,7 @@ def _driver() -> str | None:
         run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (run.stdout.split() or [None])[0]
+    return next(iter(run.stdout.split()), None)
 
 
 def run_tests(paths: list[str]) -> dict[str, Any]:

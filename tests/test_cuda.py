@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mtopt import MGDA, GradDrop, MultiLossLayer, MultiLossOptimizer, sign_dropout
 
@@ -40,6 +41,36 @@ PLAIN = {
 }
 GRAMIAN = {f"{at}, MGDA": (at, MGDA) for at in ("layer", "activations", "parameters")}
 CASES = {**DRAWN, **PLAIN, **GRAMIAN}
+
+
+class Readings(TorchFunctionMode):
+    """The calls that would wait for a device: numbers read from it, or copied to it from a list."""
+
+    COPIES = ("tensor", "as_tensor", "new_tensor")
+    READS = ("item", "tolist", "cpu", "numpy", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "allclose")
+    READS += ("__bool__", "__int__", "__float__", "__index__", "__contains__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        by_index = name in ("__getitem__", "__setitem__") and self.copied(args[1])
+        if (
+            name in self.READS + self.COPIES
+            or by_index
+            or (name == "to" and any(str(arg) == "cpu" for arg in args[1:]))
+        ):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def copied(cls, index):
+        """Whether a list or a mask is among the indices."""
+        if isinstance(index, tuple):
+            return any(map(cls.copied, index))
+        return isinstance(index, list) or (isinstance(index, torch.Tensor) and index.dtype == torch.bool)
 
 
 class Net(nn.Module):
@@ -205,6 +236,27 @@ def test_a_method_of_the_gramian_waits_twice_for_small_rows(on_device, case):
     in `weighted_sum`. All rows at the parameters are one block here, being small."""
     found, plain = waits(on_device, case, "cuda")
     assert max(found) <= plain + 2
+
+
+@pytest.mark.parametrize("case", [case for case in (*DRAWN, *PLAIN) if "renormalized" not in case])
+def test_a_step_makes_no_call_that_would_wait_for_a_device(case):
+    """Seen without one. A norm is looked at on the CPU alone, where that is fast: see `_norm` in `_signs.py`."""
+    net, optimizer, _ = build(case, "cpu")
+    for _ in range(SEEN):
+        run(net, optimizer)
+    for _ in range(N_STEPS):
+        with Readings() as readings:
+            run(net, optimizer)
+        assert readings.found == []
+
+
+def test_calls_that_would_wait_for_a_device_are_seen():
+    tensor = torch.ones(3)
+    with Readings() as readings:
+        bool(tensor[0] > 0), float(tensor[1]), tensor.tolist(), tensor.to("cpu"), torch.tensor([1.0])
+        tensor[[0, 1]], tensor[tensor > 0], tensor[1:], tensor[0]
+        tensor[[2]] = 0.0
+    assert readings.found == ["__bool__", "__float__", "tolist", "to", "tensor", *2 * ["__getitem__"], "__setitem__"]
 
 
 @pytest.mark.parametrize("case", CASES)
