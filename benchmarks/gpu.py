@@ -51,7 +51,7 @@ def main() -> int:
             results["tests"] = run_tests(args.tests)
             print({name: results["tests"][name] for name in ("passed", "failed", "skipped")})
         if args.only in (None, "cost"):
-            results["cost"] = run_cost(args, device)
+            run_cost(args, device, results["cost"])
     finally:  # what is there so far is kept
         if args.output is not None:
             args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -110,12 +110,21 @@ def outcomes(report: ElementTree.Element, code: int) -> dict[str, Any]:
     }
 
 
-def run_cost(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """All cells by turns, for each model and number of losses."""
-    results: list[dict[str, Any]] = []
+def run_cost(args: argparse.Namespace, device: torch.device, into: list[dict[str, Any]]) -> None:
+    """All cells by turns, for each model and number of losses. A cell that fails is told, and sits out."""
     for model in args.models:
         for n_losses in [2] if model == "toy" else args.losses:
-            cells = {name: make(make_problem(model, n_losses).to(device)) for name, make in CELLS.items()}
+            place = {"model": model, "losses": n_losses}
+            cells: dict[str, Cell] = {}
+            for name, make in CELLS.items():
+                try:
+                    cell = make(make_problem(model, n_losses).to(device))
+                    cell.step()
+                except Exception as error:
+                    into.append({**place, "method": name, "error": f"{type(error).__name__}: {error}"})
+                    print(into[-1])
+                else:
+                    cells[name] = cell
             series: dict[str, Series] = {}
             interleave(
                 {name: partial(sample, cell, clock_of(device), args.steps) for name, cell in cells.items()},
@@ -127,11 +136,10 @@ def run_cost(args: argparse.Namespace, device: torch.device) -> list[dict[str, A
                 advance=lambda name: None,
             )
             for name, cell in cells.items():
+                numbers = {**summary(series[name], series[PLAIN]), **looked_at(cell, device)}
                 cell.check()
-                row = {"model": model, "losses": n_losses, "method": name, **summary(series[name], series[PLAIN])}
-                results.append({**row, **looked_at(cell, device)})
-                print(_line(results[-1]))
-    return results
+                into.append({**place, "method": name, **numbers})
+                print(_line(into[-1]))
 
 
 def sample(cell: Cell, clock: Clock, steps: int) -> Sample:

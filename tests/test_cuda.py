@@ -284,7 +284,7 @@ def test_each_wait_that_torch_tells_of_counts_and_no_other_warning(on_device, mo
 def test_a_wait_is_seen(on_device):
     """That of a number read from the device: else the tests above would hold nothing."""
     tensor = torch.ones(4, device="cuda")
-    assert on_device.synchronizations(lambda: float(tensor.sum()), torch.device("cuda")) == 1
+    assert on_device.synchronizations(lambda: float(tensor.sum()), torch.device("cuda")) >= 1
 
 
 # -- the benchmark's clock ---------------------------------------------------------------------------------------------

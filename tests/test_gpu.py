@@ -66,15 +66,34 @@ def test_the_quick_form_tells_what_became_of_the_tests(quick):
     assert set(tests["skips"].values()) == {"needs CUDA"}
 
 
+def printed(code, **settings):
+    """The last line that code prints beside the command, read as JSON: modules there are named like the tests'."""
+    line = [sys.executable, "-c", f"import json, sys, gpu\n{code}"]
+    run = subprocess.run(line, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True, **settings)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_cell_that_fails_is_named_with_why_and_the_others_are_measured():
+    found = printed(
+        """
+from types import SimpleNamespace
+def broken(problem):
+    raise MemoryError("too much")
+gpu.CELLS = {gpu.PLAIN: gpu.CELLS[gpu.PLAIN], "broken": broken}
+args = SimpleNamespace(models=["toy"], steps=1, repeats=2, budget=1.0, seed=0)
+rows = []
+gpu.run_cost(args, gpu.torch.device("cpu"), rows)
+print(json.dumps(rows))
+"""
+    )
+    assert [row["method"] for row in found] == ["broken", "plain sum"]
+    assert found[0] == {"model": "toy", "losses": 2, "method": "broken", "error": "MemoryError: too much"}
+    assert len(found[1]["samples_ms"]) == 2
+
+
 def test_a_test_that_failed_is_named_with_why():
-    code = (
-        "import json, sys; from xml.etree import ElementTree; import gpu; "
-        "print(json.dumps(gpu.outcomes(ElementTree.fromstring(sys.stdin.read()), 1)))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", input=REPORT, capture_output=True, text=True, check=True
-    )
-    assert json.loads(run.stdout) == {
+    parse = "from xml.etree import ElementTree\nreport = ElementTree.fromstring(sys.stdin.read())"
+    assert printed(f"{parse}\nprint(json.dumps(gpu.outcomes(report, 1)))", input=REPORT) == {
         "exit_code": 1,
         **{"passed": 1, "failed": 2, "skipped": 1},
         "failures": {"tests.test_a::test_c": "assert 1 == 2", "tests.test_a::test_d": "no such fixture"},
