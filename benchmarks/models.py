@@ -49,6 +49,14 @@ class Problem:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.trunk.parameters(), *self.heads.parameters()]
 
+    def to(self, device: torch.device) -> Problem:
+        """The same problem, moved to a device."""
+        self.trunk.to(device)
+        self.heads.to(device)
+        self.inputs = self.inputs.to(device)
+        self.targets = [target.to(device) for target in self.targets]
+        return self
+
     @property
     def shared_bytes(self) -> int:
         """Size of the parameters that all losses reach."""

@@ -231,9 +231,10 @@ def kept_shares(signed: Tensor, picked: Tensor, leaks: Sequence[float]) -> Tenso
     opposite = (signed * (2 * picked - 1)).lt_(0)  # 1 - mask, as a number
     if not any(leaks):
         return 1 - opposite
-    drop = 1 - torch.tensor(leaks, dtype=signed.dtype, device=signed.device)
+    for i, leak in enumerate(leaks):  # one by one: a tensor of the leaks would be copied to a device, and waited for
+        opposite[i].mul_(1 - leak)
     # Not leak + (1 - leak) * mask: this form is exactly 1 where nothing is dropped.
-    return 1 - drop.reshape(-1, *[1] * (signed.ndim - 1)) * opposite
+    return 1 - opposite
 
 
 def decision_shape(shape: Sequence[int], dims: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -1,14 +1,17 @@
-"""Hypothesis' settings: no deadline (the machine may be busy), the same examples in every run; which tests are core."""
+"""Hypothesis' settings: no deadline (the machine may be busy), the same examples in every run; which tests are core,
+and which need CUDA."""
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("mtopt", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("mtopt")
 
 # Tests of several ranks, of a browser, and of what stands around the core: they need more packages, or more time.
-RANKS = {"faults", "fsdp", "ranks", "resume"}
+RANKS = {"cuda_ranks", "faults", "fsdp", "ranks", "resume"}
 AROUND = {
     "benchmark_data",
     "command",
@@ -20,6 +23,7 @@ AROUND = {
     "docs_frontier",
     "docs_graddrop",
     "evidence",
+    "gpu",
     "examples",
     "monitor",
     "pictures",
@@ -46,3 +50,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name not in APART:
             item.add_marker("core")
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

@@ -1,4 +1,4 @@
-"""Runs a function on several ranks: gloo on 127.0.0.1, a free port each time, every process ends with exit code 0."""
+"""Runs a function on several ranks: on 127.0.0.1, a free port each time, every process ends with exit code 0."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ CONTEXT.set_forkserver_preload(
 SECONDS = 20  # how long a collective waits for a rank that does not come
 
 
-def run_ranks(function, n_ranks, *args, timeout=120.0, lost=()):
+def run_ranks(function, n_ranks, *args, timeout=120.0, lost=(), backend="gloo"):
     """What `function(rank, *args)` returned on each rank, or the text of its error, as "Type: message".
 
-    `lost` are ranks that are meant to die; all the others must end with exit code 0.
+    `lost` are ranks that are meant to die; all the others must end with exit code 0. With the backend "nccl" each rank
+    has the CUDA device of its own number.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(n_ranks)]
     processes = [
-        CONTEXT.Process(target=_run, args=(function, rank, n_ranks, port, pipes[rank][1], args))
+        CONTEXT.Process(target=_run, args=(function, rank, n_ranks, port, pipes[rank][1], args, backend))
         for rank in range(n_ranks)
     ]
     deadline = time.monotonic() + timeout
@@ -57,11 +58,15 @@ def _receive(reader, deadline):
         return "EOFError: the process ended without a result"
 
 
-def _run(function, rank, n_ranks, port, writer, args):
+def _run(function, rank, n_ranks, port, writer, args, backend):
     torch.set_num_threads(1)
-    seconds = timedelta(seconds=SECONDS)
+    seconds = timedelta(seconds=120 if backend == "nccl" else SECONDS)  # it begins slowly
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timeout=seconds, rank=rank, world_size=n_ranks)
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, address, timeout=seconds, rank=rank, world_size=n_ranks, device_id=device)
     try:
         result = function(rank, *args)
     except Exception as error:

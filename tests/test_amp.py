@@ -456,10 +456,8 @@ def test_a_run_resumed_with_the_scalers_state_goes_on_bit_for_bit(site):
 
 # -- on a GPU --
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
-
-@gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize(("site", "method"), [case for case in CASES if case[1] in ("streamed", "all kinds")])
 def test_on_cuda_a_scaler_changes_nothing_but_the_scale(site, method):
     results = []
@@ -473,7 +471,7 @@ def test_on_cuda_a_scaler_changes_nothing_but_the_scale(site, method):
     torch.testing.assert_close(*results)
 
 
-@gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("site", SITES)
 def test_on_cuda_an_overflow_in_one_loss_skips_the_step(site):
     net, optimizer, backward = build(site, GradDrop(seed=1))
@@ -488,6 +486,7 @@ def test_on_cuda_an_overflow_in_one_loss_skips_the_step(site):
     assert scaler.get_scale() == 2.0**15
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_scale_that_was_copied_to_another_device_is_seen():
     scaler = torch.amp.GradScaler("cuda")

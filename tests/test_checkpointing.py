@@ -226,7 +226,7 @@ def test_a_region_below_an_autocast_is_the_plain_run(site, kind):
     assert_same(*results)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["reentrant", "not reentrant"])
 @pytest.mark.parametrize("site", SITES[:4])
 def test_on_cuda_a_checkpointed_run_is_the_plain_run(site, kind):

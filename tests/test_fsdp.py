@@ -27,11 +27,13 @@ CASES = {
 }
 
 
-def train(method, size, rank, *, groups=True, n_steps=N_STEPS, dtype=torch.float64, mesh=None, **settings):
+def train(
+    method, size, rank, *, groups=True, n_steps=N_STEPS, dtype=torch.float64, mesh=None, device="cpu", **settings
+):
     at, transforms, kind = {**METHODS, **OF_PAPERS}[method]
     torch.manual_seed(0)
-    net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None).to(dtype)
-    mesh = init_device_mesh("cpu", (size,)) if mesh is None else mesh
+    net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None).to(device, dtype)
+    mesh = init_device_mesh(device, (size,)) if mesh is None else mesh
     if groups:
         for module in (net.trunk[0], net.trunk[2], *net.heads):
             fully_shard(module, mesh=mesh, **settings)
@@ -41,7 +43,7 @@ def train(method, size, rank, *, groups=True, n_steps=N_STEPS, dtype=torch.float
     optimizer = MultiLossOptimizer(inner, [] if at == "layer" else transforms(), at=place)
     for step in range(n_steps):
         optimizer.zero_grad()
-        x, y = (t.to(dtype) for t in batch(step, rank, size))
+        x, y = (t.to(device, dtype) for t in batch(step, rank, size))
         optimizer.step(losses_of(net(x, y, kind), y))
     return [p.full_tensor().tolist() for p in net.parameters()]
 

@@ -124,12 +124,15 @@ def train(
     micro_batches=1,
     no_sync=False,
     wrapper=None,
+    device="cpu",
+    wrapped=None,
 ):
     at, transforms, kind = {**METHODS, **OF_PAPERS}[method]
     torch.manual_seed(0)
-    net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None, inside)
+    net = Net(MultiLossLayer(N_LOSSES, transforms()) if at == "layer" else None, inside).to(device)
     model = torch.compile(net, backend="aot_eager") if compiled == "inside" else net
-    model = DistributedDataParallel(model, **(wrapper or {})) if size > 1 else model
+    wrapped = size > 1 if wrapped is None else wrapped
+    model = DistributedDataParallel(model, **(wrapper or {})) if wrapped else model
     model = torch.compile(model, backend="aot_eager") if compiled == "outside" else model
     inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     place = {"module": net.trunk, "layer": "activations"}.get(at, at)
@@ -139,7 +142,7 @@ def train(
         for part in range(micro_batches):
             last = part == micro_batches - 1
             with model.no_sync() if no_sync and not last else nullcontext():
-                x, y = batch(step * micro_batches + part, rank, size)
+                x, y = (t.to(device) for t in batch(step * micro_batches + part, rank, size))
                 outputs = model(x, y, kind)
                 optimizer.backward(outputs if inside else losses_of(outputs, y))
         optimizer.step()

@@ -321,10 +321,8 @@ def test_function_transforms_do_not_go_through_a_layer_but_in_eval():
 
 # -- on a GPU --
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
-
-@gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("marginalize", [None, 0])
 def test_on_cuda_graddrop_draws_privately_and_repeatably(marginalize):
     x = torch.randn(63, 32, device="cuda", requires_grad=True)
@@ -340,7 +338,7 @@ def test_on_cuda_graddrop_draws_privately_and_repeatably(marginalize):
     assert set(runs[0].unique().tolist()) == {-1.0, 1.0}
 
 
-@gpu
+@pytest.mark.cuda
 def test_on_cuda_a_captured_step_replays_with_fresh_draws():
     share = MultiLossLayer(2, GradDrop(seed=1))
     weight = nn.Parameter(torch.ones(256, device="cuda"))

@@ -147,16 +147,17 @@ def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:
     """The Gramian over all blocks and ranks, float64 on the CPU, and the indices of the losses of its rows."""
     if all(block.site.ranks.size == 1 for block in blocks):
         here = _losses_of(blocks)
-        return _sum_of_products(blocks, here).to("cpu", torch.float64), here
+        return _sum_of_products(blocks, here)[1], here
     n = next(iter(blocks)).site.losses.n_losses
     total = torch.zeros(n + 1, n, dtype=torch.float64)  # and how often each loss is present
     by_ranks: dict[tuple[Ranks, bool], list[Block]] = {}
     for block in blocks:
         by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
     for (ranks, examples), together in by_ranks.items():
-        products = _sum_of_products(together, range(n))
+        products, _ = _sum_of_products(together, range(n))
         present = products.new_zeros(1, n)
-        present[0, _losses_of(together)] = 1
+        for index in _losses_of(together):
+            present[0, index].fill_(1)
         # The ranks' losses are averaged: an example's row in the gradient of the mean is 1/size of the one seen here.
         products = products / (ranks.size**2 if examples else 1)
         total += ranks.sum(torch.cat([products, present])).to("cpu", torch.float64)
@@ -168,18 +169,19 @@ def _losses_of(blocks: Collection[Block]) -> list[int]:
     return sorted({index for block in blocks for index in block.indices})
 
 
-def _sum_of_products(blocks: Collection[Block], indices: Sequence[int]) -> Tensor:
-    """The sum of the blocks' Gramians, with a row for each of the losses."""
+def _sum_of_products(blocks: Collection[Block], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The sum of the blocks' Gramians, with a row for each of the losses: on their device, and on the CPU."""
     total = _sum_of_gramians(blocks, indices, exact=False)
 
     def rows_of(position: int) -> Iterator[Tensor]:
         return (row for block in blocks for row in block.rows_of(indices[position]))
 
     size = sum(block.rows[0].numel() for block in blocks)
-    here = total.to("cpu", torch.float64)  # read once for all blocks
+    here = total.to("cpu", torch.float64)  # a device is waited for, once for all blocks
     if lost(here.diagonal().tolist(), size, rows_of) or (_many(blocks) and nearly_dependent(here)):
         total = _sum_of_gramians(blocks, indices, exact=True)
-    return (total + total.T) / 2  # BLAS may round the two halves differently
+        here = total.to("cpu", torch.float64)
+    return (total + total.T) / 2, (here + here.T) / 2  # BLAS may round the two halves differently
 
 
 def _many(blocks: Collection[Block]) -> bool:
@@ -193,13 +195,21 @@ def _sum_of_gramians(blocks: Collection[Block], indices: Sequence[int], *, exact
     for block in blocks:
         products = gramian(block.rows, scratch, exact=exact)
         if block.indices != list(indices):
-            index = torch.tensor([indices.index(i) for i in block.indices], device=products.device)
-            whole = products.new_zeros(len(indices), len(indices))
-            whole[index[:, None], index] = products
-            products = whole
+            products = _spread(products, [indices.index(i) for i in block.indices], len(indices))
         total = products if total is None else total + products.to(total.device)
     assert total is not None
     return total
+
+
+def _spread(products: Tensor, places: Sequence[int], n: int) -> Tensor:
+    """The products at some places of a larger Gramian, 0 elsewhere: no list of places is copied to a device."""
+    rows = products.new_zeros(len(places), n)
+    for i, place in enumerate(places):
+        rows[:, place] = products[:, i]
+    whole = products.new_zeros(n, n)
+    for i, place in enumerate(places):
+        whole[place] = rows[i]
+    return whole
 
 
 def _finite(products: Tensor, losses: Losses, transform: GramianTransform) -> bool:

@@ -99,7 +99,7 @@ class GradDrop(RowTransform):
             uniform = draw(signed[0], self.draws.next(signed.device))
             votes, uniform, several = _votes_of_all_ranks(signed, uniform, site)
             picked = pick_positive(votes, uniform, self.keep)
-            shares = kept_shares(votes[list(site.losses.indices)], picked, leaks)
+            shares = kept_shares(torch.stack([votes[i] for i in site.losses.indices]), picked, leaks)
             return torch.where(several, shares, torch.ones_like(shares))
         if len(signed) == 1:
             return torch.ones_like(signed)
@@ -186,13 +186,14 @@ class _GradDropStream:
 def _votes_of_all_ranks(signed: Tensor, uniform: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """One all-reduce: what each loss wants on all ranks, rank 0's draws, and whether there are several losses at all.
 
-    A loss may be absent on some ranks, so the votes are by the loss's index.
+    A loss may be absent on some ranks, so the votes are by the loss's index: one by one, since a list of indices would
+    be copied to a device, and waited for.
     """
     votes = signed.new_zeros(site.losses.n_losses, *uniform.shape)
     present = signed.new_zeros(site.losses.n_losses)
-    index = list(site.losses.indices)
-    votes[index] = signed
-    present[index] = 1
+    for index, wanted in zip(site.losses.indices, signed, strict=True):
+        votes[index] = wanted
+        present[index].fill_(1)
     mine = uniform if site.ranks.rank == 0 else torch.zeros_like(uniform)
     sums = site.ranks.sum(torch.cat([votes.flatten(), mine.flatten(), present]))
     end, stop = votes.numel(), votes.numel() + uniform.numel()
