@@ -136,14 +136,18 @@ class SignSums:
         # exactly 0 for unanimous signs.
         if self.total is None:
             self.dtype = row.dtype
-            self.total = row.to(wide_dtype(row.dtype), copy=True)
+            self.borrowed = row.dtype == wide_dtype(row.dtype) and row.is_contiguous()  # the row itself, as yet
+            self.total = row if self.borrowed else row.to(wide_dtype(row.dtype), copy=True)
             self.positive = torch.clamp_min(self.total, 0, out=self.scratch.take(self.total))
             if self.leaky:
                 self.droppable = self.total * (1 - leak)
                 self.droppable_positive = self.positive * (1 - leak)
             return
         row = row.to(self.total.dtype)
-        self.total.add_(row)
+        if self.borrowed:
+            self.total, self.borrowed = self.total + row, False
+        else:
+            self.total.add_(row)
         part = torch.clamp_min(row, 0, out=self.scratch.take(self.total))
         self.positive.add_(part)
         if self.leaky:
@@ -160,6 +164,8 @@ class SignSums:
         """The combined gradient. The sums and `uniform` are used up."""
         total, positive = self.total, self.positive
         assert total is not None
+        if self.borrowed:
+            total = total.clone()
         self.total = None
         del self.positive
         negative = (total - positive if self.leaky or renormalize else total.sub_(positive)).clamp_max_(0)

@@ -62,6 +62,7 @@ class Known:
         self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
         self.looks += 1
         self.since = 0
+        self.top = self.explained = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "top": None}  # types of nodes cannot be pickled

@@ -32,8 +32,10 @@ def combine_plain(backward: Backward) -> Explanation:
 
 def add_up_again(losses: Losses, origins: Sequence[Edge], known: Known, parameters: Sequence[Tensor]) -> bool:
     """The same for a sum without any transform, of a form that is known; False if more must be looked at first."""
-    if losses.scalars is None or known.explained is None or not known.suffices(parameters):
+    scalars = losses.scalars or ()
+    together = not all(scalar.requires_grad for scalar in scalars)  # they are entries of one tensor
+    if together or known.explained is None or not known.suffices(parameters):
         return False
     with graph_errors_explained(), taken_back(origins):
-        torch.autograd.backward(losses.scalars)
+        torch.autograd.backward(scalars)
     return True
