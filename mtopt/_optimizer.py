@@ -21,7 +21,7 @@ from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
-from ._backward.known import Known
+from ._backward.known import Known, known_of
 from ._backward.marks import MarkSite
 from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
@@ -170,8 +170,7 @@ class MultiLossOptimizer(Optimizer):
 
     def _known(self, losses: Losses, roots: Sequence[Edge]) -> Known:
         form = (losses.names, losses.indices, *(node.name() for node, _ in roots))
-        known: Known = self._memory["known"].setdefault(form, Known())
-        return known
+        return known_of(form, self._memory["known"])
 
     def step(  # type: ignore[override]
         self, losses: LossesLike | Callable[[], Any] | None = None, *more: Any, closure: Callable[[], Any] | None = None

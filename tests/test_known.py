@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtopt
 from mtopt import GradDrop, MultiLossLayer, MultiLossOptimizer
+from mtopt._backward.known import FORMS, LARGE
 from mtopt._graph import loss_graph
 from mtopt._graph.loss_graph import LossGraph, edge_of
 from mtopt._graph.recall import Recalled, can_be_recalled
@@ -221,6 +222,33 @@ def test_after_some_steps_the_whole_graph_is_looked_at_anew():
     for _ in range(70):
         gradients(net, optimizer, "heads")
     assert "2 shared by several losses" in optimizer.explain()
+
+
+def test_no_more_than_some_forms_are_remembered():
+    net = Net()
+    optimizer = make(net, [])
+    for i in range(100):
+        z = net.features()
+        optimizer.backward({f"a{i}": net.a(z).mean(), f"b{i}": net.b(z).mean()})
+    assert len(optimizer._memory["known"]) <= FORMS
+
+
+class Large(Prevailing):
+    """A transform whose state is large."""
+
+    def state_dict(self):
+        return {"average": torch.zeros(LARGE + 1)}
+
+    def load_state_dict(self, state_dict):
+        raise AssertionError("it was not to be copied")
+
+
+def test_no_copy_of_a_large_state_is_made():
+    net = Net()
+    optimizer = make(net, Large())
+    for _ in range(4):
+        gradients(net, optimizer, "heads")
+    assert not any(known.plain for known in optimizer._memory["known"].values())
 
 
 # -- what fails is taken back ------------------------------------------------------------------------------------------

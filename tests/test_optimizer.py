@@ -644,10 +644,10 @@ def test_importing_mtopt_imports_torch_alone():
 @pytest.mark.parametrize(
     ("at", "transforms", "reason", "slow"),
     [
-        ("activations", None, "where all losses have met", "little more than a plain sum"),
+        ("activations", None, "where all losses have met", "one backward, as a plain sum has"),
         ("parameters", None, "a backward of the shared part per loss", 'at="activations" takes one backward'),
-        ("module", None, "each loss has a part of its own", "little more than a plain sum"),
-        ("activations", [], "no transform asks for single gradients", "little more than a plain sum"),
+        ("module", None, "each loss has a part of its own", "one backward, as a plain sum has"),
+        ("activations", [], "no transform asks for single gradients", "one backward, as a plain sum has"),
     ],
 )
 def test_explain_says_why_and_what_to_do_if_it_is_slow(at, transforms, reason, slow):

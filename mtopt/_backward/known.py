@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from .._graph.loss_graph import LossGraph
 from .._graph.recall import Recalled
-from .._torch import has_post_accumulate_hooks, variable_of
+from .._torch import has_post_accumulate_hooks, tree_leaves, variable_of
 from .explanation import Explanation
 
 LOOKS = 2  # at the whole graph before one at its top may do
 EVERY = 64  # backwards: so often the whole graph is looked at anew
+FORMS = 64  # are remembered
+LARGE = 2**16  # numbers in the transforms' state: from there on no copy of it is kept during a backward
 
 
 @dataclass
@@ -26,8 +28,8 @@ class Known:
         exclusive: How many one alone reaches.
         looks: How often the whole graph was looked at.
         since: Backwards since the last look.
-        plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: that in
-            the optimizer's parameters, and in inputs that had no `.grad`.
+        plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: in the
+            optimizer's parameters, in inputs that had no `.grad`, and in the transforms.
         top: The top of the graph, where the sites were found by it alone.
         explained: What was said of it.
     """
@@ -50,13 +52,18 @@ class Known:
             and all(parameter.grad is None for parameter in parameters)
         )
 
-    def learn(self, graph: LossGraph, parameters: Sequence[Tensor]) -> None:
-        """Take what the whole graph shows, before its backward."""
+    def learn(self, graph: LossGraph, parameters: Sequence[Tensor], state: object) -> None:
+        """Take what the whole graph shows, before its backward; and the state of the transforms."""
         own = set(map(id, parameters))
-        self.plain = graph.ordered and all(
-            not has_post_accumulate_hooks(leaf)
-            and (id(leaf) in own or (leaf.grad is None and not isinstance(leaf, nn.Parameter)))
-            for leaf in map(variable_of, graph.leaves())
+        small = sum(part.numel() for part in tree_leaves(state) if isinstance(part, Tensor)) <= LARGE
+        self.plain = (
+            graph.ordered
+            and small
+            and all(
+                not has_post_accumulate_hooks(leaf)
+                and (id(leaf) in own or (leaf.grad is None and not isinstance(leaf, nn.Parameter)))
+                for leaf in map(variable_of, graph.leaves())
+            )
         )
         shared = [graph.shared(leaf) for leaf in graph.leaves()]
         self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
@@ -66,3 +73,10 @@ class Known:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "top": None}  # types of nodes cannot be pickled
+
+
+def known_of(form: object, forms: dict[object, Known]) -> Known:
+    """What is known of a form, among those that are remembered."""
+    if form not in forms and len(forms) >= FORMS:
+        forms.clear()
+    return forms.setdefault(form, Known())
