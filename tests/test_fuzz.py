@@ -15,7 +15,7 @@ from programs import Program
 
 from mtopt import GradDrop, GramianTransform, MultiLossOptimizer, RowTransform
 
-PROGRAMS = int(os.environ.get("MTOPT_PROGRAMS", "150"))
+PROGRAMS = int(os.environ.get("MTOPT_PROGRAMS", "100"))
 FIRST = int(os.environ.get("MTOPT_FIRST", "0"))
 CHUNK = 50
 NAMED = ("activations", "nested", "parameters", "all parameters")
