@@ -16,7 +16,7 @@ from mtopt import GradDrop, MultiLossLayer, MultiLossOptimizer
 from mtopt._backward.known import FORMS, LARGE
 from mtopt._graph import loss_graph
 from mtopt._graph.loss_graph import LossGraph, edge_of
-from mtopt._graph.recall import Recalled, can_be_recalled
+from mtopt._graph.recall import RecalledTop, can_be_recalled
 from mtopt._graph.sites import final_sites
 from mtopt._graph.walk import _below, _by_counting, all_below, top_below
 from mtopt._torch import AccumulateGrad, variable_of
@@ -183,18 +183,22 @@ def gradients(net, optimizer, shape):
     return [parameter.grad for parameter in net.parameters()]
 
 
-def make(net, transform):
-    return MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), transform)
+def make(net, transform, at="activations"):
+    return MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), transform, at=at)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("transform", [Prevailing, OneLength, lambda: []], ids=["rows", "gramian", "plain"])
+@pytest.mark.parametrize(
+    ("transform", "at"),
+    [(lambda: [], "activations"), *((t, at) for t in (Prevailing, OneLength) for at in ("activations", "parameters"))],
+    ids=["plain", "rows", "rows at parameters", "gramian", "gramian at parameters"],
+)
 @pytest.mark.parametrize("after", SHAPES)
-def test_a_step_gives_what_it_would_as_the_first_one_whatever_came_before(after, transform):
+def test_a_step_gives_what_it_would_as_the_first_one_whatever_came_before(after, transform, at):
     net = Net()
-    expected = gradients(net, make(net, transform()), after)
+    expected = gradients(net, make(net, transform(), at), after)
     for before in SHAPES:
-        optimizer = make(net, transform())
+        optimizer = make(net, transform(), at)
         for shape in (before, before, before, after, after, before, after):
             found = gradients(net, optimizer, shape)
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=before)
@@ -202,9 +206,9 @@ def test_a_step_gives_what_it_would_as_the_first_one_whatever_came_before(after,
 
 def test_from_the_third_step_on_nobody_walks_the_whole_graph(monkeypatch):
     net = Net()
-    optimizers = [make(net, GradDrop()), make(net, [])]
+    optimizers = [make(net, GradDrop()), make(net, []), make(net, GradDrop(), "parameters")]
     for optimizer in optimizers:
-        for _ in range(2):
+        for _ in range(3):
             gradients(net, optimizer, "heads")
     monkeypatch.setattr(loss_graph, "all_below", None)
     for optimizer in optimizers:
@@ -312,7 +316,7 @@ def test_gradients_that_are_there_are_added_to_after_a_look_at_the_whole_graph()
 def recalled(net, shape, is_parameter):
     graph = LossGraph.top([edge_of(loss) for loss in SHAPES[shape](net)])
     sites, _ = final_sites(graph, is_parameter)
-    return graph, Recalled(graph, sites)
+    return graph, RecalledTop(graph, sites)
 
 
 def test_the_sites_of_an_equal_top_are_found_again_and_of_another_they_are_not():

@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from .._combine.combination import Combination
 from .._graph.loss_graph import Meeting
 from .._graph.losses import cotangents
-from .._graph.recall import Recalled, can_be_recalled
+from .._graph.recall import RecalledTop, can_be_recalled
 from .._graph.rows import check_rows_below, rows_at
 from .._graph.sites import final_sites, nested_sites
 from .._graph.supports import Edge, State, connected
@@ -60,7 +60,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
     combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
     explanation = _explained(backward, sites, ahead, above)
     if not backward.graph.whole and can_be_recalled(backward.graph, backward.is_parameter):
-        known.top, known.explained = Recalled(backward.graph, sites), explanation
+        known.top, known.explained = RecalledTop(backward.graph, sites), explanation
     _run(backward, starts, sites, combined)
     return explanation
 

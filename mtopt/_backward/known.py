@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._graph.loss_graph import LossGraph
-from .._graph.recall import Recalled
+from .._graph.recall import RecalledRows, RecalledTop
 from .._torch import has_post_accumulate_hooks, tree_leaves, variable_of
 from .explanation import Explanation
 
@@ -17,6 +17,25 @@ LOOKS = 2  # at the whole graph before one at its top may do
 EVERY = 64  # backwards: so often the whole graph is looked at anew
 FORMS = 64  # are remembered
 LARGE = 2**16  # numbers in the transforms' state: from there on no copy of it is kept during a backward
+
+
+@dataclass
+class RowsAgain:
+    """How rows at parameters are taken again, target by target.
+
+    Attributes:
+        graph: As it was.
+        numbers: Of the parameters in the optimizer.
+        owners: The losses that reach each.
+        alone: Whether each counts where one loss alone reaches it.
+        how: In words.
+    """
+
+    graph: RecalledRows
+    numbers: list[int | None]
+    owners: Sequence[Sequence[int]]
+    alone: Sequence[bool]
+    how: str
 
 
 @dataclass
@@ -31,6 +50,7 @@ class Known:
         plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: in the
             optimizer's parameters, in inputs that had no `.grad`, and in the transforms.
         top: The top of the graph, where the sites were found by it alone.
+        rows: The whole graph, where each loss is taken by one pass to the parameters.
         explained: What was said of it.
     """
 
@@ -39,7 +59,8 @@ class Known:
     looks: int = 0
     since: int = 0
     plain: bool = False
-    top: Recalled | None = None
+    top: RecalledTop | None = None
+    rows: RowsAgain | None = None
     explained: Explanation | None = None
 
     def suffices(self, parameters: Sequence[Tensor]) -> bool:
@@ -69,10 +90,10 @@ class Known:
         self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
         self.looks += 1
         self.since = 0
-        self.top = self.explained = None
+        self.top = self.rows = self.explained = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "top": None}  # types of nodes cannot be pickled
+        return {**self.__dict__, "top": None, "rows": None}  # types of nodes cannot be pickled
 
 
 def known_of(form: object, forms: dict[object, Known]) -> Known:

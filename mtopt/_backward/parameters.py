@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from .._graph.alive import check_repeatable
 from .._graph.passes import Row
@@ -31,27 +32,8 @@ from .fan_out import hidden_layers_refused
 from .injecting import tell_injected
 from .refusals import check_dense, check_real, refuse_layers
 from .shards import Shard, shards_of
+from .taken_rows import RowsOfLosses, remember, rows_again
 from .telling import HOOKS
-
-
-@dataclass
-class _RowsOfLosses:
-    """The rows of a backward.
-
-    Attributes:
-        targets: The tensors whose `.grad` is added to.
-        owners: The losses that may reach each, by position in `backward.agreed`; none for what is no parameter, whose
-            rows are only added up.
-        sites: What a transform is told of each.
-        stream: Each loss's gradient for each target, loss by loss.
-        how: In words.
-    """
-
-    targets: Sequence[Tensor]
-    owners: Sequence[Sequence[int]]
-    sites: Sequence[Site]
-    stream: Iterable[tuple[int, Row]]
-    how: str
 
 
 def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explanation:
@@ -60,14 +42,25 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
     """
-    backward.look_at_all(nothing_changes=True)
-    refuse_layers(backward)
-    if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
-        backward.told.once(HOOKS)
-    shards = shards_of(backward.parameters)
-    with backward.taken_back(), wrappers_silent(backward.graph.sinks), hidden_layers_refused():
-        rows = _rows(backward, shards)
-        gradients, owners, held = _combine(backward, rows, every)
+    shards: Sequence[Shard] = ()
+    sinks: Sequence[Node] = ()
+    with backward.taken_back(), hidden_layers_refused():
+        rows = rows_again(backward)
+        if rows is None:
+            backward.look_at_all(nothing_changes=True)
+            refuse_layers(backward)
+            if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
+                backward.told.once(HOOKS)
+            shards, sinks = shards_of(backward.parameters), backward.graph.sinks
+            rows = _rows(backward, shards)
+            rows.alone = _counting_alone(backward, rows, every)
+            # One node for a whole model hides who reaches what, as some ways to bundle losses do.
+            hiding = not backward.graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
+            rows.opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
+            if backward.can_be_taken_back and not shards:
+                remember(backward, rows)
+        with wrappers_silent(sinks):
+            gradients, owners, held = _combine(backward, rows)
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
     for i, gradient in enumerate(gradients):
@@ -86,7 +79,7 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     return backward.explanation(rows.how, why, if_slow, sites, backward.batching.used)
 
 
-def _rows(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
+def _rows(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
     if shards:
         return _rows_of_shards(backward, shards)
     if REENTRANT_CHECKPOINT in backward.graph.kinds:
@@ -94,7 +87,7 @@ def _rows(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
     return _rows_of_all_ranks(backward) if backward.ranks.size > 1 else _rows_of_graph(backward)
 
 
-def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
+def _rows_of_graph(backward: Backward) -> RowsOfLosses:
     unknown = len(backward.number)
     leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
     edges = [(leaf, 0) for leaf in leaves]
@@ -106,7 +99,7 @@ def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
     ]
     targets = [variable_of(leaf) for leaf in leaves]
     _check_shared(targets, owners)
-    return _RowsOfLosses(
+    return RowsOfLosses(
         targets,
         owners,
         [Site(backward.agreed)] * len(targets),
@@ -115,7 +108,7 @@ def _rows_of_graph(backward: Backward) -> _RowsOfLosses:
     )
 
 
-def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
+def _rows_by_backward(backward: Backward) -> RowsOfLosses:
     """Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad."""
     if backward.ranks.size > 1:
         raise RuntimeError(
@@ -124,7 +117,7 @@ def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
         )
     check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
     targets = [parameter for parameter in backward.parameters if parameter.requires_grad]
-    return _RowsOfLosses(
+    return RowsOfLosses(
         targets,
         [range(len(backward.agreed))] * len(targets),
         [Site(backward.agreed)] * len(targets),
@@ -133,7 +126,7 @@ def _rows_by_backward(backward: Backward) -> _RowsOfLosses:
     )
 
 
-def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosses:
+def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
     """FSDP2 adds up and splits the gradients in its own backward: its shards are read loss by loss."""
     check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
     backward.agree(sites=[backward.losses.indices])
@@ -146,7 +139,7 @@ def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosse
             row.clear()
             yield position, parts
 
-    return _RowsOfLosses(
+    return RowsOfLosses(
         targets,
         [range(len(backward.agreed))] * len(targets),
         [shard.site(backward.agreed) for shard in shards],
@@ -155,7 +148,7 @@ def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> _RowsOfLosse
     )
 
 
-def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
+def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
     """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
     edges: list[Edge | None] = [None] * len(backward.parameters)
     inputs: list[Edge] = []  # these differ from rank to rank
@@ -186,7 +179,7 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
     targets += [variable_of(leaf) for leaf, _ in inputs]
     owners += [[] for _ in inputs]
     edges = [*(edges[i] for i in reached), *inputs]
-    return _RowsOfLosses(
+    return RowsOfLosses(
         targets,
         owners,
         [Site(backward.agreed)] * len(targets),
@@ -195,29 +188,30 @@ def _rows_of_all_ranks(backward: Backward) -> _RowsOfLosses:
     )
 
 
-def _combine(
-    backward: Backward, rows: _RowsOfLosses, every: bool
-) -> tuple[list[Tensor | None], list[set[int]], set[int]]:
+def _counting_alone(backward: Backward, rows: RowsOfLosses, every: bool) -> list[bool]:
+    """Which targets count where one loss alone reaches them: all that are asked for, and those beside a shared one."""
+    if not backward.pipeline.has_gramian or not (every or any(len(owners) == 1 for owners in rows.owners)):
+        return []
+    beside = {id(variable_of(leaf)) for leaf in beside_shared(backward.graph, backward.is_parameter)}
+    return [every or id(target) in beside for target in rows.targets]
+
+
+def _combine(backward: Backward, rows: RowsOfLosses) -> tuple[list[Tensor | None], list[set[int]], set[int]]:
     """The combined gradient of each target, the losses that had a row there, and the memory that is not our own.
 
     Autograd may give one tensor to several targets, and what the rows were made of may keep them.
     """
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
-    if backward.pipeline.has_gramian and (every or any(len(owners) == 1 for owners in rows.owners)):
-        beside = {id(variable_of(leaf)) for leaf in beside_shared(backward.graph, backward.is_parameter)}
-        alone = [every or id(target) in beside for target in rows.targets]
-        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if alone[i] else 1)]
-        rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, alone, strict=True)]
+    if any(rows.alone):
+        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if rows.alone[i] else 1)]
+        rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, rows.alone, strict=True)]
     site_of = {i: site for site, i in enumerate(shared)}
     combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
     held: set[int] = set()
-    # One node for a whole model hides who reaches what, as some ways to bundle losses do: rows of zeros are none.
-    hiding = not backward.graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
-    opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
     for position, found in rows.stream:
-        counts = _count_nonzero(found, rows.sites) if opaque else None
+        counts = _count_nonzero(found, rows.sites) if rows.opaque else None
         for i in range(len(found)):
             row, found[i] = found[i], None  # so that it can be freed
             if row is None or (counts is not None and not counts[i]):

@@ -291,6 +291,11 @@ class LossGraph:
         return False
 
 
+def reached_by(graph: LossGraph, position: int, targets: Sequence[Edge]) -> list[int]:
+    """Which of some targets a loss reaches."""
+    return [i for i, (node, _) in enumerate(targets) if graph.reach.get(node, 0) >> position & 1]
+
+
 def several(reach: int) -> bool:
     """Whether a bit mask has two bits or more."""
     return reach & (reach - 1) != 0

@@ -73,13 +73,14 @@ def exclusive_pass(
     return arrived
 
 
-def whole_pass(graph: LossGraph, start: Tensor, position: int, targets: Sequence[Edge], *, retain_graph: bool) -> Row:
+def whole_pass(
+    root: Edge, start: Tensor, targets: Sequence[Edge], reached: Sequence[int], *, retain_graph: bool
+) -> Row:
     """Differentiate all that one loss reaches, without a stop where it meets others."""
     row: Row = [None] * len(targets)
-    reached = [i for i, (node, _) in enumerate(targets) if graph.reach.get(node, 0) >> position & 1]
     if reached:
         gradients = torch.autograd.grad(
-            [gradient_edge(graph.roots[position])],
+            [gradient_edge(root)],
             [gradient_edge(targets[i]) for i in reached],
             [start],
             retain_graph=retain_graph,

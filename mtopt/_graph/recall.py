@@ -1,15 +1,15 @@
-"""The top of a graph as it was in an earlier step, and whether this step's is the same. Decides nothing."""
+"""A graph, or its top, as it was in an earlier step, and whether this step's is the same. Decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.autograd.graph import Node
 
 from .._torch import AccumulateGrad, scales, sequence_number
-from .loss_graph import LossGraph, Meeting, metadata_of
+from .loss_graph import LossGraph, Meeting, metadata_of, reached_by
 from .sites import made_of_parameters
 from .supports import Edge
 
@@ -29,17 +29,20 @@ class _Site:
 
 
 def can_be_recalled(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> bool:
-    """Whether the nodes' kinds, and how they hang together, tell all of a top: not, if numbers could change it."""
+    """Whether the nodes' kinds, and how they hang together, tell all of it: not, if numbers could change that."""
     weights = {None, *made_of_parameters(graph, is_parameter), *graph.leaves()}
     scaled = (children for node, children in graph.edges.items() if scales(node))
     return not any(child is None for children in scaled if {c for c, _ in children} <= weights for child, _ in children)
 
 
-class Recalled:
-    """The top of a graph, and the sites that were found in it, by the numbers of its nodes, without them."""
+def _numbers(graph: LossGraph) -> dict[Node | None, int]:
+    return {node: i for i, node in enumerate(graph.edges)}
 
-    def __init__(self, graph: LossGraph, sites: Sequence[Meeting]) -> None:
-        number = {node: i for i, node in enumerate(graph.edges)}
+
+class Outline:
+    """A graph, or its top, by the numbers of its nodes, without them."""
+
+    def __init__(self, graph: LossGraph, number: Mapping[Node | None, int]) -> None:
         self.roots = [(number[node], output) for node, output in graph.roots]
         self.kinds = [type(node) for node in graph.edges]
         self.children = [
@@ -48,29 +51,9 @@ class Recalled:
             if children
         ]
         self.leaves = [i for i, kind in enumerate(self.kinds) if kind is AccumulateGrad]
-        self.rest = sorted(set(range(len(number))) - {i for i, _ in self.children} - set(self.leaves))
-        self.sites = [
-            _Site(
-                (number[site.edge[0]], site.edge[1]),
-                [(number[node], k, position) for node, k, position in site.entries],
-                site.roots,
-                site.shape,
-                site.dtype,
-            )
-            for site in sites
-        ]
+        self.rest = sorted(set(range(len(self.kinds))) - {i for i, _ in self.children} - set(self.leaves))
 
-    def sites_in(self, roots: Sequence[Edge], is_parameter: Callable[[Node], bool]) -> list[Meeting] | None:
-        """The same sites below other losses; `None` if the top of their graph is another."""
-        nodes = self._nodes_in(roots)
-        if nodes is None or not all(is_parameter(nodes[i]) for i in self.leaves):
-            return None
-        least = sequence_number(nodes[self.children[-1][0]])
-        if any(sequence_number(nodes[i]) > least for i in self.rest):
-            return None
-        return self._bound(nodes)
-
-    def _nodes_in(self, roots: Sequence[Edge]) -> list[Node] | None:
+    def nodes_in(self, roots: Sequence[Edge]) -> list[Node] | None:
         """The nodes by their numbers, if they are of the same kinds, and hang together in the same way."""
         nodes: list[Node | None] = [None] * len(self.kinds)
         for (i, output), (root, found) in zip(self.roots, roots, strict=True):
@@ -93,6 +76,34 @@ class Recalled:
         alike = list(map(type, nodes)) == self.kinds and len(set(nodes)) == len(nodes)
         return nodes if alike else None  # type: ignore[return-value]
 
+
+class RecalledTop:
+    """The top of a graph, and the sites that were found in it."""
+
+    def __init__(self, graph: LossGraph, sites: Sequence[Meeting]) -> None:
+        number = _numbers(graph)
+        self.outline = Outline(graph, number)
+        self.sites = [
+            _Site(
+                (number[site.edge[0]], site.edge[1]),
+                [(number[node], k, position) for node, k, position in site.entries],
+                site.roots,
+                site.shape,
+                site.dtype,
+            )
+            for site in sites
+        ]
+
+    def sites_in(self, roots: Sequence[Edge], is_parameter: Callable[[Node], bool]) -> list[Meeting] | None:
+        """The same sites below other losses; `None` if the top of their graph is another."""
+        nodes = self.outline.nodes_in(roots)
+        if nodes is None or not all(is_parameter(nodes[i]) for i in self.outline.leaves):
+            return None
+        least = sequence_number(nodes[self.outline.children[-1][0]])
+        if any(sequence_number(nodes[i]) > least for i in self.outline.rest):
+            return None
+        return self._bound(nodes)
+
     def _bound(self, nodes: Sequence[Node]) -> list[Meeting] | None:
         meetings = []
         for site in self.sites:
@@ -103,3 +114,25 @@ class Recalled:
             entries = [(nodes[i], k, position) for i, k, position in site.entries]
             meetings.append(Meeting(edge, entries, list(site.roots)))
         return meetings
+
+
+class RecalledRows:
+    """A whole graph, and which loss reaches which parameters, where each loss is taken by one pass.
+
+    Args:
+        graph: The graph.
+        targets: The leaves of the parameters, in their order.
+        apart: Whether each pass frees what it has run.
+    """
+
+    def __init__(self, graph: LossGraph, targets: Sequence[Edge], *, apart: bool) -> None:
+        number = _numbers(graph)
+        self.outline = Outline(graph, number)
+        self.targets = [number[node] for node, _ in targets]
+        self.reached = [reached_by(graph, position, targets) for position in range(len(graph.roots))]
+        self.apart = apart
+
+    def targets_in(self, roots: Sequence[Edge]) -> list[Edge] | None:
+        """The same leaves below other losses; `None` if their graph is another."""
+        nodes = self.outline.nodes_in(roots)
+        return None if nodes is None else [(nodes[i], 0) for i in self.targets]

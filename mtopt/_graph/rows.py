@@ -16,7 +16,7 @@ from .._torch import COMPILED, AccumulateGrad, has_hooks, variable_of, would_don
 from .._transform import LossesLike
 from .alive import check_alive, check_repeatable, graph_errors_explained
 from .batching import Batching
-from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge
+from .loss_graph import LossGraph, Meeting, edge_of, gradient_edge, reached_by
 from .losses import cotangents, read_losses
 from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pass_by_vmap, whole_pass
 from .supports import Edge
@@ -88,15 +88,14 @@ def rows_below(
     graph: LossGraph, starts: Sequence[Tensor], targets: Sequence[Edge], batching: Batching, *, retain_graph: bool
 ) -> Iterator[tuple[int, Row]]:
     """Yield `(position of a loss, its row)`, loss by loss; only one chunk of large rows is alive at a time."""
-    plan = _plan(graph, targets, batching, retain_graph=retain_graph)
+    plan = plan_of(graph, targets, batching, retain_graph=retain_graph)
     meetings = plan.meetings
     shared = [i for i, (node, _) in enumerate(targets) if graph.beyond(node)]
     at_once = batching.exclusive_at_once(len(starts), meetings)
     last = len(starts) - 1
     if plan.whole:
-        for position, start in enumerate(starts):
-            retain = retain_graph or (position != last and not plan.apart)
-            yield position, whole_pass(graph, start, position, targets, retain_graph=retain)
+        by_loss = [reached_by(graph, position, targets) for position in range(len(starts))]
+        yield from whole_passes(graph.roots, starts, targets, by_loss, apart=plan.apart, retain_graph=retain_graph)
         return
     first = 0
     rows: dict[int, Row] = {}
@@ -121,8 +120,24 @@ def rows_below(
                 rows[position].clear()  # views that are still held would keep the whole chunk alive during the next one
 
 
+def whole_passes(
+    roots: Sequence[Edge],
+    starts: Sequence[Tensor],
+    targets: Sequence[Edge],
+    reached: Sequence[Sequence[int]],
+    *,
+    apart: bool,
+    retain_graph: bool,
+) -> Iterator[tuple[int, Row]]:
+    """The same by one pass for each loss, to the targets that it reaches; `apart`: each frees what it has run."""
+    last = len(starts) - 1
+    for position, (root, start) in enumerate(zip(roots, starts, strict=True)):
+        retain = retain_graph or (position != last and not apart)
+        yield position, whole_pass(root, start, targets, reached[position], retain_graph=retain)
+
+
 @dataclass
-class _Plan:
+class Plan:
     """How rows below a graph are taken.
 
     Attributes:
@@ -140,7 +155,7 @@ class _Plan:
     apart: bool
 
 
-def _plan(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> _Plan:
+def plan_of(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, retain_graph: bool) -> Plan:
     meetings = graph.frontier()
     interior = [meeting for meeting in meetings if type(meeting.edge[0]) is not AccumulateGrad]
     size = batching.size_for(graph, interior) if interior else 1
@@ -155,7 +170,7 @@ def _plan(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, reta
     # A stop at the meetings gains nothing where the losses are taken one by one below them; but it frees large heads.
     one_by_one = size == 1 or len(graph.roots) < 3
     whole = hooked or apart or (one_by_one and (keep or len(graph.roots) <= FEW))
-    return _Plan(meetings, size, keep, whole, apart)
+    return Plan(meetings, size, keep, whole, apart)
 
 
 def _compiled_by_a_pass(graph: LossGraph) -> bool:
@@ -168,7 +183,7 @@ def check_rows_below(graph: LossGraph, targets: Sequence[Edge], batching: Batchi
     """Raise if `rows_below`, or `rows_at`, would have to run a node again that can be run only once."""
     if COMPILED not in graph.kinds:
         return
-    plan = _plan(graph, targets, batching, retain_graph=retain_graph)
+    plan = plan_of(graph, targets, batching, retain_graph=retain_graph)
     places, above = set(targets), set[Node]()
     for node in reversed(graph.edges):
         if any(edge in places or edge[0] in above for edge in graph.edges[node]):
