@@ -75,11 +75,18 @@ def test_exclusive_parts_are_differentiated_once_and_vmap_halves_the_passes():
     assert runs == {"heads": 5, "trunk": 2}  # four losses in one vmap, and the last alone
 
 
-@pytest.mark.parametrize(("few", "passes"), [(2**20, 1 + 5), (0, 5 + 5)], ids=["small rows", "large rows"])
-def test_the_exclusive_parts_of_all_losses_take_one_pass_where_their_rows_are_small(monkeypatch, few, passes):
+@pytest.mark.parametrize(
+    ("heads_kept", "few", "passes"),
+    [(2**22, 0, 5), (0, 2**20, 1 + 5), (0, 0, 5 + 5)],
+    ids=["small heads", "small rows", "large rows"],
+)
+def test_small_heads_go_with_the_pass_of_their_loss_and_others_take_one_where_their_rows_are_small(
+    monkeypatch, heads_kept, few, passes
+):
     trunk, heads, _ = network(5)
     inputs = [*trunk.parameters(), *heads.parameters()]
     expected = per_loss_gradients(losses_of(trunk, heads), inputs)
+    monkeypatch.setattr("mtopt._graph.rows.HEADS", heads_kept)
     monkeypatch.setattr("mtopt._graph.batching.FEW", few)
     calls, real = [], torch.autograd.grad
     monkeypatch.setattr("torch.autograd.grad", lambda *args, **settings: calls.append(1) or real(*args, **settings))

@@ -51,6 +51,7 @@ class Known:
             optimizer's parameters, in inputs that had no `.grad`, and in the transforms.
         top: The top of the graph, where the sites were found by it alone.
         rows: The whole graph, where each loss is taken by one pass to the parameters.
+        tries: How often that could not be kept.
         explained: What was said of it.
     """
 
@@ -61,6 +62,7 @@ class Known:
     plain: bool = False
     top: RecalledTop | None = None
     rows: RowsAgain | None = None
+    tries: int = 0
     explained: Explanation | None = None
 
     def suffices(self, parameters: Sequence[Tensor]) -> bool:

@@ -16,6 +16,8 @@ from .backward import Backward
 from .fan_out import FAN_OUT
 from .known import RowsAgain
 
+TRIES = 2  # to keep how rows were taken
+
 
 @dataclass
 class RowsOfLosses:
@@ -57,15 +59,22 @@ def rows_again(backward: Backward) -> RowsOfLosses | None:
 
 def remember(backward: Backward, rows: RowsOfLosses) -> None:
     """Keep how the rows were taken, if the nodes' kinds, and how they hang together, tell all of it."""
+    if backward.known.tries < TRIES:
+        backward.known.rows = _kept(backward, rows)
+        backward.known.tries += backward.known.rows is None
+
+
+def _kept(backward: Backward, rows: RowsOfLosses) -> RowsAgain | None:
     graph = backward.graph
     leaves = {id(variable_of(leaf)): (leaf, 0) for leaf in graph.leaves()}
     if rows.opaque or graph.states is not None or graph.sinks or FAN_OUT.__name__ in graph.kinds:
-        return
+        return None
     if any(map(is_python_function, graph.edges)) or any(map(has_hooks, rows.targets)):
-        return
+        return None
     edges = [leaves[id(target)] for target in rows.targets]
     plan = plan_of(graph, edges, backward.batching, retain_graph=False)
-    if plan.whole and can_be_recalled(graph, backward.is_parameter):
-        numbers = [backward.number.get(id(target)) for target in rows.targets]
-        recalled = RecalledRows(graph, edges, apart=plan.apart)
-        backward.known.rows = RowsAgain(recalled, numbers, rows.owners, rows.alone, rows.how)
+    if not plan.whole or not can_be_recalled(graph, backward.is_parameter):
+        return None
+    numbers = [backward.number.get(id(target)) for target in rows.targets]
+    recalled = RecalledRows(graph, edges, apart=plan.apart)
+    return RowsAgain(recalled, numbers, rows.owners, rows.alone, rows.how)

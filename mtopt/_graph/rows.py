@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from .._checks import check_chunk_size
-from .._torch import COMPILED, AccumulateGrad, has_hooks, variable_of, would_donate, wrappers_silent
+from .._torch import COMPILED, AccumulateGrad, has_hooks, outputs_of, variable_of, would_donate, wrappers_silent
 from .._transform import LossesLike
 from .alive import check_alive, check_repeatable, graph_errors_explained
 from .batching import Batching
@@ -22,7 +23,7 @@ from .passes import Row, exclusive_pass, rows_at_leaves, shared_pass, shared_pas
 from .supports import Edge
 from .taking import nothing, rows_taken
 
-FEW = 4  # losses whose heads may be there until the last of them was differentiated
+HEADS = 2**22  # numbers that heads made: up to here they may be there until the last loss was differentiated
 
 
 def per_loss_gradients(
@@ -169,8 +170,14 @@ def plan_of(graph: LossGraph, targets: Sequence[Edge], batching: Batching, *, re
     apart = not interior and graph.states is None and not graph.sinks
     # A stop at the meetings gains nothing where the losses are taken one by one below them; but it frees large heads.
     one_by_one = size == 1 or len(graph.roots) < 3
-    whole = hooked or apart or (one_by_one and (keep or len(graph.roots) <= FEW))
+    whole = hooked or apart or (one_by_one and (keep or _numbers_above(graph) <= HEADS))
     return Plan(meetings, size, keep, whole, apart)
+
+
+def _numbers_above(graph: LossGraph) -> int:
+    """How many numbers the operations made that one loss alone reaches, its leaves apart."""
+    alone = (node for node in graph.edges if not graph.shared(node) and type(node) is not AccumulateGrad)
+    return sum(prod(made.shape) for node in alone for made in outputs_of(node))
 
 
 def _compiled_by_a_pass(graph: LossGraph) -> bool:
