@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize, nnls, root
 
-from mtopt._methods import solvers
+from mtopt._methods import few, solvers
 
 
 def unit(rows):
@@ -208,3 +208,34 @@ def test_a_gramian_that_rounding_made_asymmetric_is_no_singular_one(below):
     ):
         assert weights.isfinite().all()
         assert (weights >= 0).all()
+
+
+# -- a few rows, in plain Python ---------------------------------------------------------------------------------------
+
+
+def gramians(n_rows, how_many=150):
+    """Of rows of very unequal lengths, some of them dependent or nearly opposite."""
+    generator = torch.Generator().manual_seed(n_rows)
+    for k in range(how_many):
+        rank = 1 + k % (n_rows + 1)
+        lengths = 10 ** (6 * torch.rand(n_rows, 1, generator=generator, dtype=torch.float64) - 3)
+        rows = torch.randn(n_rows, rank, generator=generator, dtype=torch.float64) * lengths
+        if k % 7 == 0:
+            rows[0] = 1e-3 * rows[0] - rows[1]
+        yield rows @ rows.T
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 4])
+@pytest.mark.parametrize("name", ["min_norm", "dual_cone_projection", "equal_cosines"])
+def test_few_rows_have_the_weights_that_many_have(monkeypatch, name, n_rows):
+    vectors = (torch.eye(n_rows, dtype=torch.float64),) if name == "dual_cone_projection" else ()
+    solved = 0
+    for gramian in gramians(n_rows):
+        as_lists = (vector.tolist() for vector in vectors)
+        solved += getattr(few, name)(gramian.tolist(), *as_lists, solvers.FLOOR) is not None
+        ours = getattr(solvers, name)(gramian, *vectors)
+        with monkeypatch.context() as patch:
+            patch.setattr(few, "FEW", 0)
+            expected = getattr(solvers, name)(gramian, *vectors)
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7 * float(expected.abs().max()))
+    assert solved > 50

@@ -187,6 +187,40 @@ def test_every_name_that_works_number_by_number_is_tested():
     assert gateway.ELEMENTWISE - tested == {"GeluBackwardBackward0", "SiluBackwardBackward0"}  # made of others here
 
 
+def test_the_names_of_kinds_are_those_of_the_nodes():
+    x = leaf(3, 4)
+    filled = torch.zeros(4, 2)
+    filled[:, 0] = nn.functional.layer_norm(x, (4,)).sum(0).exp()
+    (loss,) = ((filled + 1).square().mean(),)
+    nodes, waiting = set(), [loss.grad_fn, Square.apply(x).grad_fn]
+    while waiting:
+        nodes.add(node := waiting.pop())
+        waiting += [child for child, _ in node.next_functions if child is not None]
+    assert gateway.names_of(nodes) == {node.name() for node in nodes}
+    assert {"torch::autograd::CopySlices", "torch::autograd::AccumulateGrad"} < gateway.names_of(nodes)
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_what_puts_a_tensor_together_also_moves_parts_of_one():
+    assert gateway.PUTTING_TOGETHER < gateway.CUTTING | gateway.COVERING
+
+
+def test_hooks_that_run_after_accumulation_are_seen():
+    parameter = leaf(2)
+    assert not gateway.has_post_accumulate_hooks(parameter)
+    parameter.register_post_accumulate_grad_hook(lambda _: None)
+    assert gateway.has_post_accumulate_hooks(parameter)
+
+
 def test_what_is_made_of_parameters_alone_is_known_by_name():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
     assert layer.weight.grad_fn.name() in gateway.OF_PARAMETERS
