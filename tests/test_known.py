@@ -252,7 +252,23 @@ def test_no_copy_of_a_large_state_is_made():
     optimizer = make(net, Large())
     for _ in range(4):
         gradients(net, optimizer, "heads")
-    assert not any(known.plain for known in optimizer._memory["known"].values())
+    assert not any(known.small for known in optimizer._memory["known"].values())
+
+
+class Shy(Prevailing):
+    """A transform whose state cannot be had."""
+
+    def state_dict(self):
+        raise RuntimeError("none")
+
+
+def test_a_transform_without_a_state_is_no_obstacle():
+    net = Net()
+    expected = gradients(net, make(net, Prevailing()), "heads")
+    optimizer = make(net, Shy())
+    for _ in range(4):
+        found = gradients(net, optimizer, "heads")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 # -- what fails is taken back ------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Backward:
             graph.look_through()
         if alive:
             check_alive(graph, self.retain_graph)
-        self.known.learn(graph, self.parameters, self.pipeline.state())
+        self.known.learn(graph, self.parameters, self.pipeline)
         return graph
 
     @property

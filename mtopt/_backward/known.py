@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._combine.pipeline import Pipeline
 from .._graph.loss_graph import LossGraph
 from .._graph.recall import RecalledRows, RecalledTop
 from .._torch import has_post_accumulate_hooks, tree_leaves, variable_of
@@ -48,7 +49,8 @@ class Known:
         looks: How often the whole graph was looked at.
         since: Backwards since the last look.
         plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: in the
-            optimizer's parameters, in inputs that had no `.grad`, and in the transforms.
+            optimizer's parameters, and in inputs that had no `.grad`.
+        small: Whether the transforms have a state that can be copied in each backward.
         top: The top of the graph, where the sites were found by it alone.
         rows: The whole graph, where each loss is taken by one pass to the parameters.
         tries: How often that could not be kept.
@@ -60,6 +62,7 @@ class Known:
     looks: int = 0
     since: int = 0
     plain: bool = False
+    small: bool = False
     top: RecalledTop | None = None
     rows: RowsAgain | None = None
     tries: int = 0
@@ -70,23 +73,21 @@ class Known:
         self.since += 1
         return (
             self.plain
+            and self.small
             and self.looks >= LOOKS
             and self.since < EVERY
             and all(parameter.grad is None for parameter in parameters)
         )
 
-    def learn(self, graph: LossGraph, parameters: Sequence[Tensor], state: object) -> None:
-        """Take what the whole graph shows, before its backward; and the state of the transforms."""
+    def learn(self, graph: LossGraph, parameters: Sequence[Tensor], pipeline: Pipeline) -> None:
+        """Take what the whole graph shows, before its backward; once, how large the transforms' state is."""
         own = set(map(id, parameters))
-        small = sum(part.numel() for part in tree_leaves(state) if isinstance(part, Tensor)) <= LARGE
-        self.plain = (
-            graph.ordered
-            and small
-            and all(
-                not has_post_accumulate_hooks(leaf)
-                and (id(leaf) in own or (leaf.grad is None and not isinstance(leaf, nn.Parameter)))
-                for leaf in map(variable_of, graph.leaves())
-            )
+        if self.looks == LOOKS - 1:
+            self.small = _is_small(pipeline)
+        self.plain = graph.ordered and all(
+            not has_post_accumulate_hooks(leaf)
+            and (id(leaf) in own or (leaf.grad is None and not isinstance(leaf, nn.Parameter)))
+            for leaf in map(variable_of, graph.leaves())
         )
         shared = [graph.shared(leaf) for leaf in graph.leaves()]
         self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
@@ -96,6 +97,14 @@ class Known:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "top": None, "rows": None}  # types of nodes cannot be pickled
+
+
+def _is_small(pipeline: Pipeline) -> bool:
+    try:
+        parts = tree_leaves(pipeline.state())
+    except Exception:  # a transform of the user's may have none
+        return False
+    return sum(part.numel() for part in parts if isinstance(part, Tensor)) <= LARGE
 
 
 def known_of(form: object, forms: dict[object, Known]) -> Known:
