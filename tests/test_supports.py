@@ -183,6 +183,17 @@ def test_columns_behind_an_unknown_operation_are_told_apart_by_rows_also_where_t
         optimizer.step(losses)
 
 
+def test_a_part_of_which_nothing_is_read_leads_nowhere():
+    layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(5))
+    optimizer = MultiLossOptimizer(torch.optim.SGD(layers.parameters(), lr=0.1))
+    one, other = (layer(torch.randn(12, 5)).tanh() for layer in layers[:2])
+    top = torch.stack([one, other]).unbind()[0].exp()
+    losses = [layers[2](top).square().mean(), layers[3](top).sin().mean(), layers[4](other).mean()]
+    with pytest.warns(RuntimeWarning, match=r"losses\[2\]` shares no number"):
+        optimizer.backward(losses)
+    assert "output of Exp (12, 5): losses 0, 1" in optimizer.explain()
+
+
 def test_an_entry_of_a_vector_that_depends_on_nothing_is_refused():
     net = Net()
     vector = torch.zeros(3)

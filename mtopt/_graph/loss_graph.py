@@ -156,7 +156,10 @@ class LossGraph:
         """Who reaches what is a matter of coordinates: nodes say too much where several losses are in one tensor."""
         if self.states is not None:
             return
-        self.states = supports(self.roots, self.edges)
+        self.states, passed_by = supports(self.roots, self.edges)
+        for node, k in passed_by:  # a part of which no loss reads anything
+            edges = self.edges[node]
+            self.edges[node] = (*edges[:k], (None, 0), *edges[k + 1 :])
         self.reach = dict.fromkeys(self.edges, 0)
         for (node, _), state in self.states.items():
             for position in state:

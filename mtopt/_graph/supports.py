@@ -21,9 +21,13 @@ State = dict[int, Tensor | None]
 """For each loss, by position, where it reaches a tensor: a mask, or `None` for everywhere. Other losses do not."""
 
 
-def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> dict[Edge, State]:
-    """The state of each tensor that a loss reaches; `edges` are in topological order."""
+def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> tuple[dict[Edge, State], list[Edge]]:
+    """The state of each tensor that a loss reaches, and the inputs of nodes to which no loss goes on.
+
+    `edges` are in topological order.
+    """
     states: dict[Edge, State] = {}
+    passed_by: list[Edge] = []
     for position, root in enumerate(roots):
         states.setdefault(root, {})[position] = None
     everyone = set(range(len(roots)))
@@ -36,10 +40,13 @@ def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> dict[Edge
         alike = len(arrived) == n_outputs and all(
             set(s.values()) == {None} and len(s) == len(everyone) for s in arrived.values()
         )
-        for edge, state in zip(children, _passed_on(node, children, arrived, positions, alike=alike), strict=True):
-            if edge[0] is not None:
+        passed = _passed_on(node, children, arrived, positions, alike=alike)
+        for k, (edge, state) in enumerate(zip(children, passed, strict=True)):
+            if edge[0] is not None and state:
                 _join(states.setdefault(edge, {}), state)  # type: ignore[arg-type]
-    return states
+            elif edge[0] is not None:
+                passed_by.append((node, k))
+    return states, passed_by
 
 
 def connected(state: State) -> list[set[int]]:
