@@ -132,6 +132,8 @@ class Oracle:
     def at_all_parameters(self, combine: Combine) -> list[Tensor | None]:
         """All parameters as one."""
         leaves = [n for n in self.nodes if type(n) is AccumulateGrad and id(n.variable) in self.numbers]
+        if not leaves:
+            return [None] * len(self.numbers)
         zeros = [torch.zeros_like(leaf.variable) for leaf in leaves]
         whole = [
             torch.cat(
