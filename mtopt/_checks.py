@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -194,7 +194,6 @@ def check_marginalize(marginalize: int | Iterable[int] | None) -> tuple[int, ...
 
 
 @cache
-@lru_cache(maxsize=64)
 def needs_closure(step: Callable[..., Any]) -> bool:
     """Whether an optimizer's step cannot do without one."""
     closure = inspect.signature(step).parameters.get("closure")
