@@ -75,9 +75,19 @@ class Oracle:
         return all(set(rows) == self.reach[node] and _hang_together(rows) for rows in tensors)
 
     def final(self) -> set[Node]:
-        """The nodes below which no further loss joins at an activation."""
-        final = self._final(self.derived)
-        if not self._decides(final) and self._decides(everything := self._final(set())):
+        """The nodes below which no further loss joins at an activation, and whose entering rows overlap."""
+        apart: set[Node] = set()
+        while True:
+            final = self._final_but(apart)
+            entering = self._arriving(final, lambda rows: rows.sum(0))[1]
+            new = {node for (node, _), rows in entering.items() if len(rows) > 1 and not _overlap(rows)}
+            if not new:
+                return final
+            apart |= new
+
+    def _final_but(self, apart: set[Node]) -> set[Node]:
+        final = self._final(self.derived, apart)
+        if not self._decides(final) and self._decides(everything := self._final(set(), apart)):
             entered = {e for e, rows in self._entering(everything).items() if len(rows) > 1}
             if len(entered) == 1:
                 return everything
@@ -87,13 +97,16 @@ class Oracle:
         """Whether losses meet at no activation, at most at one tensor that is made of parameters."""
         return not self._decides(self._final(self.derived))
 
-    def _final(self, derived: set[Node]) -> set[Node]:
+    def _final(self, derived: set[Node], apart: Collection[Node] = ()) -> set[Node]:
         return {
             node
             for node in self.nodes
             if node not in derived
             and len(self.reach[node]) > 1
-            and all(self.reach[n] == self.reach[node] and self.whole(n) for n in self._below(node) - derived)
+            and all(
+                self.reach[n] == self.reach[node] and self.whole(n) and n not in apart
+                for n in self._below(node) - derived
+            )
         }
 
     def _below(self, node: Node) -> set[Node]:
@@ -167,8 +180,11 @@ class Oracle:
     def at_activations(self, combine: Combine) -> list[Tensor | None] | None:
         """Rows combined where they enter what is final; `None` where no two do."""
         final = self.final()
-        if not self._decides(final):
-            return None
+        return self._collected(self._arriving(final, combine)[0]) if self._decides(final) else None
+
+    def _arriving(self, final: set[Node], combine: Combine) -> tuple[list[dict[Edge, Tensor]], dict[Edge, Rows]]:
+        """What comes to each tensor, and the rows that enter what is final, where they are combined."""
+        entering: dict[Edge, Rows] = {}
         on = -1  # instead of a loss: what was combined
         arrived: dict[int, dict[Edge, Tensor]] = {i: {} for i in (on, *range(len(self.roots)))}
         for i, (node, k) in enumerate(self.roots):
@@ -176,17 +192,21 @@ class Oracle:
         for node in self.nodes:
             if node in final:
                 for edge in _edges_of(node):
-                    rows = [of.pop(edge) for i, of in arrived.items() if i != on and edge in of]
-                    rows = [row for row in rows if row.any()]
+                    rows = {i: of.pop(edge) for i, of in arrived.items() if i != on and edge in of}
+                    rows = {i: row for i, row in rows.items() if row.any()}
                     if rows:
-                        _add(arrived[on], edge, combine(torch.stack(rows)))
+                        entering[edge] = rows
+                        _add(arrived[on], edge, combine(torch.stack(list(rows.values()))))
             for of in arrived.values():
                 for _, child, gradient in self._passed_on(node, of):
                     _add(of, child, gradient)
-        return self._collected(arrived.values())
+        return list(arrived.values()), entering
 
     def nested(self, combine: Combine) -> list[Tensor | None] | None:
-        """One backward: wherever sets of losses come together, each less than all of them, their rows are combined."""
+        """One backward: wherever sets of losses come together, each less than all of them, their rows are combined.
+
+        There are no more rows than losses: what comes of a set is the row of one of its losses, if need be with its own.
+        """
         coming: dict[Edge, list[tuple[frozenset[int], Tensor]]] = {}
         arrived: dict[Edge, Tensor] = {}
         decided = False
@@ -200,7 +220,7 @@ class Oracle:
                         rows[losses] = rows.get(losses, 0) + gradient
                 if not rows:
                     continue
-                stack = torch.stack(list(rows.values()))
+                stack = torch.stack(list(_by_one_loss(rows).values()))
                 apart = all(losses != frozenset().union(*rows) for losses in rows)
                 if apart and node not in self.derived and self.whole(node):
                     arrived[edge], decided = combine(stack), True
@@ -263,6 +283,15 @@ def _in_order(starts: Sequence[Node]) -> list[Node]:
 
 def _add(to: dict[Edge, Tensor], edge: Edge, gradient: Tensor) -> None:
     to[edge] = to[edge] + gradient if edge in to else gradient
+
+
+def _by_one_loss(rows: dict[frozenset[int], Tensor]) -> Rows:
+    """The rows of sets of losses, each as that of its first loss that has none of a smaller set, or of its first."""
+    found: Rows = {}
+    for losses in sorted(rows, key=lambda losses: (len(losses), sum(1 << i for i in losses))):
+        i = min(losses.difference(found) or losses)
+        found[i] = found[i] + rows[losses] if i in found else rows[losses]
+    return found
 
 
 def _hang_together(rows: Rows) -> bool:

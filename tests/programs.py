@@ -1,5 +1,5 @@
 """Random differentiable programs with several losses, each drawn from a seed. Their gradients are zero only where
-nothing is read, so that an oracle can see from numbers which loss reaches what."""
+nothing is read, so that an oracle can see from numbers which loss reaches what: nothing grows until a tanh is flat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Doubled(torch.autograd.Function):
 
     @staticmethod
     def forward(one, other):
-        return one + (one.sin() + other.sin()).sum(), other + (one.cos() + other.cos()).sum()
+        return one + (one.sin() + other.sin()).mean(), other + (one.cos() + other.cos()).mean()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -27,8 +27,9 @@ class Doubled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, first, second):
         one, other = ctx.saved_tensors
-        to_one = first + one.cos() * first.sum() - one.sin() * second.sum()
-        return to_one, second + other.cos() * first.sum() - other.sin() * second.sum()
+        to_first, to_second = first.sum() / first.numel(), second.sum() / second.numel()
+        to_one = first + one.cos() * to_first - one.sin() * to_second
+        return to_one, second + other.cos() * to_first - other.sin() * to_second
 
 
 class Program(nn.Module):
@@ -100,10 +101,10 @@ class Program(nn.Module):
             made[:, k] = other[:, 0]
             return made.tanh()
         if kind == 10:
-            return torch.stack([z, layer(other)]).unbind()[draw.randrange(2)].exp().sqrt()
+            return torch.stack([z, layer(other)]).unbind()[draw.randrange(2)].sin().exp()
         if kind == 11:
             self.low = True
-            return layer(z).float().tanh().double()
+            return layer(z).float().sin().double()
         if kind == 12:
             return F.layer_norm(layer(z), (WIDTH,), self.scale)
         if kind == 13:

@@ -88,6 +88,7 @@ class LossGraph:
         whole: Whether all nodes are here; else those alone above which one loss is missing (see `top_below`).
         kinds: The names of the nodes' kinds.
         states: Where each loss reaches each tensor; `None` where the nodes tell all there is to know.
+        fewer: The losses that go on to an input of a node, as a bit mask, where these are not all that reach it.
         parting: Nodes that several losses reach, each at coordinates of its own, which lead to nodes of its own: losses
             or heads bundled in one tensor.
     """
@@ -113,6 +114,7 @@ class LossGraph:
         self.edges, self.reach, self.whole = edges, reach, whole
         self.kinds = names_of(edges)
         self.states: dict[Edge, State] | None = None
+        self.fewer: dict[Edge, int] = {}
         self.parting: set[Node] = set()
         self.under: set[Node] = set()  # nodes that one loss alone reaches, through shared ones
 
@@ -156,10 +158,11 @@ class LossGraph:
         """Who reaches what is a matter of coordinates: nodes say too much where several losses are in one tensor."""
         if self.states is not None:
             return
-        self.states, passed_by = supports(self.roots, self.edges)
-        for node, k in passed_by:  # a part of which no loss reads anything
-            edges = self.edges[node]
-            self.edges[node] = (*edges[:k], (None, 0), *edges[k + 1 :])
+        self.states, self.fewer = supports(self.roots, self.edges)
+        for (node, k), mask in self.fewer.items():
+            if not mask:  # a part of which no loss reads anything
+                edges = self.edges[node]
+                self.edges[node] = (*edges[:k], (None, 0), *edges[k + 1 :])
         self.reach = dict.fromkeys(self.edges, 0)
         for (node, _), state in self.states.items():
             for position in state:
@@ -252,15 +255,20 @@ class LossGraph:
             if node not in inside and self.reach[node]:
                 for k, edge in enumerate(children):
                     if edge in meetings:
-                        position = SEVERAL if several(self.reach[node]) else self.reach[node].bit_length() - 1
+                        mask = self.going_on(node, k)
+                        position = SEVERAL if several(mask) else mask.bit_length() - 1
                         meetings[edge].entries.append((node, k, position))
         return meetings
+
+    def going_on(self, node: Node, k: int) -> int:
+        """The losses that go on to an input of a node, as a bit mask."""
+        return self.fewer.get((node, k), self.reach[node])
 
     def positions_entering(self, meeting: Meeting) -> list[int]:
         """The losses that come to a meeting by its entries."""
         reach = sum(1 << position for position in meeting.roots)
-        for node, _, _ in meeting.entries:
-            reach |= self.reach[node]
+        for node, k, _ in meeting.entries:
+            reach |= self.going_on(node, k)
         return positions_in(reach)
 
     def disjoint(self, edge: Edge) -> bool:
@@ -274,9 +282,9 @@ class LossGraph:
         for position, root in enumerate(self.roots):
             reach[root] |= 1 << position
         for node, children in self.edges.items():
-            for edge in children:
+            for k, edge in enumerate(children):
                 if edge[0] is not None:
-                    reach[edge] = reach.get(edge, 0) | self.reach[node]  # type: ignore[index, arg-type]
+                    reach[edge] = reach.get(edge, 0) | self.going_on(node, k)  # type: ignore[index, arg-type]
         return reach
 
     def nested(self, meetings: Sequence[Meeting]) -> bool:

@@ -237,7 +237,7 @@ def rows_at(
 
 def _of_one(graph: LossGraph, meeting: Meeting, position: int) -> Meeting:
     """The same meeting where one loss comes alone: all that its entries bring is one row."""
-    own = [(node, k, position) for node, k, _ in meeting.entries if graph.reach[node] >> position & 1]
+    own = [(node, k, position) for node, k, _ in meeting.entries if graph.going_on(node, k) >> position & 1]
     return Meeting(meeting.edge, own)
 
 

@@ -51,7 +51,7 @@ def nested_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> list
     for node, children in graph.edges.items():
         for k, edge in enumerate(children):
             if edge[0] is not None and graph.reach[node] and edge[0] not in derived:
-                coming.setdefault(edge, {}).setdefault(graph.reach[node], []).append((node, k))  # type: ignore[arg-type]
+                coming.setdefault(edge, {}).setdefault(graph.going_on(node, k), []).append((node, k))  # type: ignore[arg-type]
     roots: dict[Edge, list[int]] = {}
     for position, root in enumerate(graph.roots):
         roots.setdefault(root, []).append(position)
@@ -68,7 +68,7 @@ def nested_sites(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> list
 def _told_apart(masks: Iterable[int]) -> dict[int, int]:
     """For each set of losses one of them that stands for it: the first that stands for no smaller set."""
     chosen: dict[int, int] = {}
-    for mask in sorted(masks, key=int.bit_count):
+    for mask in sorted(masks, key=lambda mask: (mask.bit_count(), mask)):
         free = [position for position in positions_in(mask) if position not in chosen.values()]
         chosen[mask] = (free or positions_in(mask))[0]
     return chosen

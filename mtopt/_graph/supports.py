@@ -21,13 +21,14 @@ State = dict[int, Tensor | None]
 """For each loss, by position, where it reaches a tensor: a mask, or `None` for everywhere. Other losses do not."""
 
 
-def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> tuple[dict[Edge, State], list[Edge]]:
-    """The state of each tensor that a loss reaches, and the inputs of nodes to which no loss goes on.
+def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> tuple[dict[Edge, State], dict[Edge, int]]:
+    """The state of each tensor that a loss reaches; and where less losses go on to an input of a node than reach it,
+    a bit mask of these.
 
     `edges` are in topological order.
     """
     states: dict[Edge, State] = {}
-    passed_by: list[Edge] = []
+    fewer: dict[Edge, int] = {}
     for position, root in enumerate(roots):
         states.setdefault(root, {})[position] = None
     everyone = set(range(len(roots)))
@@ -44,9 +45,9 @@ def supports(roots: Sequence[Edge], edges: Mapping[Node, Children]) -> tuple[dic
         for k, (edge, state) in enumerate(zip(children, passed, strict=True)):
             if edge[0] is not None and state:
                 _join(states.setdefault(edge, {}), state)  # type: ignore[arg-type]
-            elif edge[0] is not None:
-                passed_by.append((node, k))
-    return states, passed_by
+            if edge[0] is not None and len(state) < len(positions):
+                fewer[node, k] = sum(1 << position for position in state)
+    return states, fewer
 
 
 def connected(state: State) -> list[set[int]]:
