@@ -85,6 +85,13 @@ def check_share(value: float, label: str) -> float:
     return check_number(value, label)
 
 
+def check_beta(value: float, label: str) -> float:
+    """A weight of the past: a number in [0, 1)."""
+    if is_number(value) and not 0 <= value < 1:
+        raise ValueError(f"`{label}` must be between 0 and 1, and below 1, but it is {value}.")
+    return check_number(value, label)
+
+
 def check_count(value: int, label: str, least: int = 1) -> int:
     if not is_whole(value):
         raise TypeError(f"`{label}` must be a whole number, but it is {type(value).__name__}.")

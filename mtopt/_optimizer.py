@@ -23,6 +23,8 @@ from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
 from ._backward.known import Known, known_of
 from ._backward.marks import MarkSite
+from ._backward.metric import Given as Metric
+from ._backward.metric import check_histories, metric_of, refuse_momentum
 from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
 from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
@@ -51,6 +53,11 @@ class MultiLossOptimizer(Optimizer):
             in each step; `"nested"`, wherever losses meet, where a further loss joins what was combined above as one
             row; `"parameters"`, at those of the optimizer that two losses or more reach; `"all parameters"`, where a
             method counts those, too, that one loss alone reaches; or a module or several, at their outputs.
+        metric: In which metric methods compare gradients at parameters: `"inner"` is that of the inner optimizer, so
+            that what a method promises to first order holds for the step, not for the gradient (torch's Adam, AdamW,
+            NAdam, RAdam, Adamax, Adagrad, RMSprop, Adadelta; SGD's is the plain one). For others, a function of the
+            optimizer, a parameter and its rows of shape `(T, *S)`, which returns rows whose inner products are taken
+            instead, such as `rows / (v.sqrt() + eps).sqrt()`. `None` is the plain inner product.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
         process_group: The ranks that train together, and average their gradients. `None` is the default group.
 
@@ -74,6 +81,7 @@ class MultiLossOptimizer(Optimizer):
         transforms: Transform | Iterable[Transform] | None = None,
         *,
         at: str | nn.Module | Iterable[nn.Module] = "activations",
+        metric: Metric = None,
         chunk_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -85,6 +93,9 @@ class MultiLossOptimizer(Optimizer):
         self.inner = inner
         self.pipeline = Pipeline(GradDrop() if transforms is None else transforms)
         self.at = check_at(at)
+        self.metric = metric
+        metric_of(inner, metric)
+        check_histories(self.pipeline, inner, self.at, metric)
         self.process_group = process_group
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
@@ -152,6 +163,7 @@ class MultiLossOptimizer(Optimizer):
                 self._key,
                 agreement,
                 told,
+                metric_of(self.inner, self.metric),
             )
             if not backward.can_be_taken_back or (isinstance(losses, Tensor) and backward.graph.bundled):
                 backward.look_at_all()
@@ -163,7 +175,9 @@ class MultiLossOptimizer(Optimizer):
             self._first_step.tell(present, ranks.size)
             if self.transforms:
                 told.of_totals(present, totals(roots))
-            plain = not self.pipeline.gradient_transforms or (len(present) == 1 and ranks.size == 1)
+            refuse_momentum(self.pipeline, self.inner)
+            alone = len(present) == 1 and ranks.size == 1 and not self.pipeline.histories
+            plain = not self.pipeline.reads_gradients or alone
             explanation = combine_plain(backward) if plain else combine_at(self.at, backward)
         self.pipeline.names = present.names or self.pipeline.names
         return explanation
@@ -279,12 +293,15 @@ class MultiLossOptimizer(Optimizer):
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
         before = copy.deepcopy(self.pipeline.state())
+        kept = [(history, history.averages) for history in self.pipeline.histories]
         if own is not None:
-            self.pipeline.load_state_dict(own)
+            self.pipeline.load_state_dict(own, self._parameters())
         try:
             self.inner.load_state_dict(inner)
         except Exception:
             self.pipeline.load_state(before)
+            for history, averages in kept:
+                history.averages = averages
             raise
         self.pipeline.joined, self.pipeline.loaded, self.pipeline.names = False, True, None
         self._first_step.loaded(state_dict, own=own is not None)

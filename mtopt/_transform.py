@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._draws import Part
 from ._dtypes import wide_dtype
+from ._history import History
 from ._ranks import ALONE, Ranks
 
 LossesLike = Sequence[Tensor | None] | Mapping[str, Tensor | None] | Tensor
@@ -258,9 +259,36 @@ class RowTransform(Transform):
     def transform(self, rows: Tensor, site: Site) -> Tensor:
         """New rows, shape `(T, *S)`. `rows` are not to be changed in place."""
 
+    def shares(self, rows: Tensor, site: Site) -> Tensor:
+        """How much of each number of the rows is kept, shape `(T, *S)`, for a transform that only scales them.
+
+        `Whitening` needs it. `rows * shares` must be what `transform` returns.
+        """
+        raise NotImplementedError
+
     def stream(self, site: Site) -> Stream | None:
         """The same transform and its sum over rows that come one by one, or `None` where it needs them all.
 
         `site.losses` are all the losses that may come; a stream is told the position among them.
         """
         return None
+
+
+class HistoryTransform(Transform):
+    """Keeps numbers of each parameter for each loss from step to step: at parameters alone."""
+
+    uses_values = False
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def fit(self, parameters: Sequence[Tensor]) -> None:
+        """Bring what was loaded to where the parameters are.
+
+        Raises:
+            ValueError: If it is of other parameters.
+        """
+        try:
+            self.history.fit(parameters)
+        except ValueError as error:
+            raise ValueError(f"`state_dict` does not fit {type(self).__name__}: {error}.") from None

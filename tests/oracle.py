@@ -205,7 +205,7 @@ class Oracle:
     def nested(self, combine: Combine) -> list[Tensor | None] | None:
         """One backward: wherever sets of losses come together, each less than all of them, their rows are combined.
 
-        There are no more rows than losses: what comes of a set is the row of one of its losses, if need be with its own.
+        There are no more rows than losses: what comes of a set is, or joins, the row of one of its losses.
         """
         coming: dict[Edge, list[tuple[frozenset[int], Tensor]]] = {}
         arrived: dict[Edge, Tensor] = {}

@@ -38,7 +38,8 @@ def train(
         for module in (net.trunk[0], net.trunk[2], *net.heads):
             fully_shard(module, mesh=mesh, **settings)
     fully_shard(net, mesh=mesh, **settings)
-    inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    momentum = 0.0 if "momentum" in method else 0.9
+    inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=momentum)
     place = {"module": net.trunk, "layer": "activations"}.get(at, at)
     optimizer = MultiLossOptimizer(inner, [] if at == "layer" else transforms(), at=place)
     for step in range(n_steps):

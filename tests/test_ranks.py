@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtopt
-from mtopt import GradDrop, MultiLossLayer, MultiLossOptimizer
+from mtopt import GradDrop, Momentum, MultiLossLayer, MultiLossOptimizer, Whitening
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -96,6 +96,12 @@ METHODS = {
     "parameters, renormalized": ("parameters", lambda: GradDrop(seed=1, renormalize=True), "own"),
     "parameters, Gramian": ("parameters", UnitRows, "shared"),
     "parameters, all kinds": ("parameters", lambda: [ByLoss(), Decorrelate(), GradDrop(seed=1)], "shared"),
+    "parameters, whitened": ("parameters", lambda: [UnitRows(), GradDrop(seed=1), Whitening(beta=0.5)], "shared"),
+    "parameters, momentum per loss, whitened": (
+        "all parameters",
+        lambda: [Momentum(absent=True), UnitRows(), Whitening(beta=0.5, pairs=True)],
+        "shared",
+    ),
     "plain sum": ("activations", list, "shared"),
 }
 OF_PAPERS = {
@@ -134,7 +140,8 @@ def train(
     wrapped = size > 1 if wrapped is None else wrapped
     model = DistributedDataParallel(model, **(wrapper or {})) if wrapped else model
     model = torch.compile(model, backend="aot_eager") if compiled == "outside" else model
-    inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    momentum = 0.0 if "momentum" in method else 0.9
+    inner = torch.optim.SGD(net.parameters(), lr=0.05, momentum=momentum)
     place = {"module": net.trunk, "layer": "activations"}.get(at, at)
     optimizer = MultiLossOptimizer(inner, [] if at == "layer" else transforms(), at=place)
     for step in range(n_steps):

@@ -26,6 +26,7 @@ from .._transform import Losses, Site
 from .agreement import Agreement, Facts, Owned
 from .explanation import Explanation, SiteExplained
 from .known import Known
+from .metric import MetricAt
 from .telling import Told
 
 
@@ -76,6 +77,7 @@ class Backward:
         owner: The key under which named modules have marked the graph for this optimizer.
         agreed: The losses that any rank has, with their mean values. In one process these are `losses`.
         told: What the user was told once.
+        metric: Of the inner optimizer, where inner products are taken in it.
         everywhere: What each rank told; empty in one process.
     """
 
@@ -90,9 +92,11 @@ class Backward:
     owner: str
     agreement: Agreement
     told: Told
+    metric: MetricAt | None = None
     everywhere: Sequence[Facts] = ()
     agreed: Losses = field(init=False)
     seen: list[Overlap] = field(default_factory=list)
+    weights: Tensor | None = None  # of the losses that any rank has
 
     def __post_init__(self) -> None:
         self.agreed = self.losses
@@ -193,7 +197,7 @@ class Backward:
 
     def starts(self) -> list[Tensor]:
         """The gradient that each loss starts with. It may move a weighting's state: called once, after all checks."""
-        weights = self.pipeline.weights(self.agreed)
+        self.weights = weights = self.pipeline.weights(self.agreed)
         if weights is not None and self.agreed is not self.losses:
             weights = weights[[self.agreed.indices.index(index) for index in self.losses.indices]]
         return cotangents(self.origins, weights)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from .._combine.combination import Shares
 from .._graph.alive import check_repeatable
 from .._graph.passes import Row
 from .._graph.rows import check_rows_below, rows_below, rows_by_backward, run_again
@@ -30,7 +32,9 @@ from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
 from .injecting import tell_injected
+from .metric import MetricAt
 from .refusals import check_dense, check_real, refuse_layers
+from .remembered import Remembered
 from .shards import Shard, shards_of
 from .taken_rows import RowsOfLosses, remember, rows_again
 from .telling import HOOKS
@@ -59,10 +63,15 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
             rows.opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
             if backward.can_be_taken_back and not shards:
                 remember(backward, rows)
+        remembered = Remembered(backward, rows) if backward.pipeline.histories else None
         with wrappers_silent(sinks):
-            gradients, owners, held = _combine(backward, rows)
+            combined = _combine(backward, rows, remembered)
+    gradients, held = combined.gradients, combined.held
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
+    if remembered is not None:
+        remembered.finish(gradients, combined.shares)
+        backward.agreed = remembered.losses
     for i, gradient in enumerate(gradients):
         if gradient is not None:
             gradients[i] = None  # so that it can be freed where it is added to one that is there
@@ -71,7 +80,7 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
             accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient, own=own)
     sites = [
         SiteExplained("parameter", tuple(target.shape), tuple(backward.agreed.label(loss) for loss in sorted(losses)))
-        for target, losses in zip(rows.targets, owners, strict=True)
+        for target, losses in zip(rows.targets, combined.owners, strict=True)
         if len(losses) > 1
     ]
     why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
@@ -98,7 +107,7 @@ def _rows_of_graph(backward: Backward) -> RowsOfLosses:
         backward.graph.positions_at(edge) if id(variable_of(edge[0])) in backward.number else [] for edge in edges
     ]
     targets = [variable_of(leaf) for leaf in leaves]
-    _check_shared(targets, owners)
+    _check_shared(backward, targets, owners)
     return RowsOfLosses(
         targets,
         owners,
@@ -175,7 +184,7 @@ def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
     reached = [i for i, mask in enumerate(masks) if mask]
     targets = [backward.parameters[i] for i in reached]
     owners = [[p for p, index in enumerate(backward.agreed.indices) if masks[i] >> index & 1] for i in reached]
-    _check_shared(targets, owners)
+    _check_shared(backward, targets, owners)
     targets += [variable_of(leaf) for leaf, _ in inputs]
     owners += [[] for _ in inputs]
     edges = [*(edges[i] for i in reached), *inputs]
@@ -196,25 +205,33 @@ def _counting_alone(backward: Backward, rows: RowsOfLosses, every: bool) -> list
     return [every or id(target) in beside for target in rows.targets]
 
 
-def _combine(backward: Backward, rows: RowsOfLosses) -> tuple[list[Tensor | None], list[set[int]], set[int]]:
-    """The combined gradient of each target, the losses that had a row there, and the memory that is not our own.
+def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | None) -> _Combined:
+    """The combined gradient of each target.
 
     Autograd may give one tensor to several targets, and what the rows were made of may keep them.
     """
+    stream = _without_zeros(rows) if rows.opaque else rows.stream
+    if remembered is not None:
+        stream = remembered.rows(stream)
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
     if any(rows.alone):
         shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if rows.alone[i] else 1)]
         rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, rows.alone, strict=True)]
+    if not backward.pipeline.gradient_transforms:
+        shared = []  # rows are added up
     site_of = {i: site for site, i in enumerate(shared)}
-    combination = backward.pipeline.combination(backward.agreed, [rows.sites[i] for i in shared])
+    losses = backward.agreed if remembered is None else remembered.losses
+    metric = None
+    if backward.metric is not None and backward.pipeline.has_gramian:
+        metric = partial(_measured, backward.metric, [rows.targets[i] for i in shared])
+    combination = backward.pipeline.combination(losses, [rows.sites[i] for i in shared], metric)
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
     held: set[int] = set()
-    for position, found in rows.stream:
-        counts = _count_nonzero(found, rows.sites) if rows.opaque else None
+    for position, found in stream:
         for i in range(len(found)):
             row, found[i] = found[i], None  # so that it can be freed
-            if row is None or (counts is not None and not counts[i]):
+            if row is None:
                 continue
             arrived[i].add(position)
             if row.layout is torch.strided:
@@ -230,9 +247,43 @@ def _combine(backward: Backward, rows: RowsOfLosses) -> tuple[list[Tensor | None
             "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
             "on (set_requires_gradient_sync): rows that stay unsharded cannot be seen."
         )
-    for i, combined in zip(shared, combination.result(), strict=True):
+    for i, combined in zip(shared, combination.result() if shared else (), strict=True):
         gradients[i] = combined
-    return gradients, arrived, held
+    alone: Shares = dict.fromkeys(losses.indices, 1.0)
+    traced = remembered is not None
+    shares = [combination.shares(site_of[i]) if traced and i in site_of else alone for i in range(len(gradients))]
+    return _Combined(gradients, shares, arrived, held)
+
+
+@dataclass
+class _Combined:
+    """What the rows were combined to.
+
+    Attributes:
+        gradients: Of each target.
+        shares: How much of each loss's row there is in it.
+        owners: The losses that had a row there.
+        held: The memory that is not our own.
+    """
+
+    gradients: list[Tensor | None]
+    shares: list[Shares]
+    owners: list[set[int]]
+    held: set[int]
+
+
+def _measured(metric: MetricAt, targets: Sequence[Tensor], site: int, rows: Tensor) -> Tensor:
+    return metric(targets[site], rows)
+
+
+def _without_zeros(rows: RowsOfLosses) -> Iterator[tuple[int, Row]]:
+    """The rows, but where all of one's numbers at a target are zero."""
+    for position, row in rows.stream:
+        counts = _count_nonzero(row, rows.sites)
+        for i, count in enumerate(counts):
+            if not count:
+                row[i] = None
+        yield position, row
 
 
 def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
@@ -246,9 +297,9 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
     return total
 
 
-def _check_shared(targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
+def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
     shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
-    if not shared:
+    if not shared and not backward.pipeline.histories:
         raise RuntimeError("The `losses` share no parameter that this optimizer has, so there is nothing to combine.")
     for target in shared:
         check_real(target.dtype)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .._dtypes import wide_dtype, widen
+from .._dtypes import solid_dtype, wide_dtype, widen
 from .._ranks import Ranks
 from .._scratch import Scratch
 from .._transform import GramianTransform, Losses, RowTransform, Site
@@ -61,13 +61,31 @@ class Weights:
         return full[new][:, old]
 
 
-class Block:
-    """The rows at one site on their way through the transforms, each with its loss's index."""
+Metric = Callable[[int, Tensor], Tensor]
+"""From the number of a site and its rows, shape `(T, *S)`, to rows whose inner products are taken instead."""
 
-    def __init__(self, rows: Rows, losses: Losses, site: Site) -> None:
+
+class Block:
+    """The rows at one site on their way through the transforms, each with its loss's index.
+
+    Args:
+        number: Of the site, or of the first of several.
+        traced: Whether to keep what was done to them, for `shares`.
+    """
+
+    def __init__(self, rows: Rows, losses: Losses, site: Site, number: int = 0, *, traced: bool = False) -> None:
         self.rows = stacked_if_small(rows)
         self.indices = list(losses.indices)
         self.site = site
+        self.number = number
+        self.traced = traced
+        self.done: list[tuple[list[int], Weights | Tensor]] = []  # with the indices of the rows before
+
+    def measured(self, metric: Metric) -> Block:
+        """The rows as a metric has them, in the widest dtype: their squares may be far apart."""
+        rows = side_by_side(self.rows)
+        measured = metric(self.number, rows.to(solid_dtype(rows.device)))
+        return Block(measured, self.site.losses.only(self.indices), self.site)
 
     def rows_of(self, index: int) -> list[Tensor]:
         """The row of a loss, if it has one here."""
@@ -77,6 +95,7 @@ class Block:
         """Scale or mix the rows."""
         if weights is None:
             return
+        self.done.append((self.indices, weights))
         dtype = self.rows[0].dtype
         if not weights.mixing:
             numbers = weights.of(self.indices)
@@ -97,7 +116,14 @@ class Block:
         scale = None if transform.scale_equivariant else losses.scale
         # Unscaled in float32: what a GradScaler keeps from underflow would be lost in half.
         given = rows if scale is None else widen(rows) / scale
-        new = check_rows(transform, transform.transform(given, replace(self.site, losses=losses)), given)
+        site = replace(self.site, losses=losses)
+        if self.traced:
+            shares = transform.shares(given, site)
+            self.done.append((self.indices, shares))
+            made = (given * shares).to(given.dtype)
+        else:
+            made = transform.transform(given, site)
+        new = check_rows(transform, made, given)
         return new if scale is None else (new * scale).to(rows.dtype)
 
     def masses(self) -> dict[int, float]:
@@ -106,12 +132,14 @@ class Block:
 
     def sum(self, weights: Weights) -> Tensor:
         """The sum of the rows, scaled or mixed: without a (T, *S) temporary."""
+        self.done.append((self.indices, weights))
         return weighted_sum(self.rows, weights.of(self.indices), exact=weights.exact)
 
     def sum_transformed(self, transform: RowTransform) -> Tensor:
         """The sum of the transformed rows: without a (T, *S) temporary where the transform takes them one by one."""
         losses = self.site.losses.only(self.indices)
         one_by_one = len(self.rows) > 1 and (transform.scale_equivariant or losses.scale is None)
+        one_by_one = one_by_one and not self.traced
         stream = stream_of(transform, replace(self.site, losses=losses)) if one_by_one else None
         if stream is None:
             rows = self.transformed(transform)
@@ -120,17 +148,41 @@ class Block:
             stream.add(position, row)
         return stream.result()
 
+    def shares(self) -> dict[int, float | Tensor]:
+        """How much of each loss's row there is in the sum of the rows, by the loss's index: from the last to the first
+        of what was done to them."""
+        kept: dict[int, float | Tensor] = {}
+        for step, (indices, done) in enumerate(reversed(self.done)):
+            if isinstance(done, Tensor):
+                kept = {i: share * kept.get(i, 0.0 if step else 1.0) for i, share in zip(indices, done, strict=True)}
+            elif step == 0:
+                kept = dict(zip(indices, done.of(indices), strict=True))
+            else:
+                new = list(kept)
+                matrix = done.matrix(new, indices).tolist() if done.mixing else None
+                if matrix is None:
+                    kept = {i: weight * kept.get(i, 0.0) for i, weight in zip(indices, done.of(indices), strict=True)}
+                else:
+                    kept = {
+                        i: sum(row[k] * kept[j] for j, row in zip(new, matrix, strict=True))
+                        for k, i in enumerate(indices)
+                    }
+        return kept
+
 
 def mass(row: Tensor) -> float:
     """The sum of absolute values."""
     return float(widen(row).abs().sum())  # several times as fast as vector_norm
 
 
-def gramian_weights(transform: GramianTransform, blocks: Collection[Block]) -> Weights | None:
+def gramian_weights(
+    transform: GramianTransform, blocks: Collection[Block], metric: Metric | None = None
+) -> Weights | None:
     """What a transform makes of the Gramian of all blocks; `None` if there are none."""
     if not blocks:
         return None
-    products, indices = _products(blocks)
+    measured = blocks if metric is None else [block.measured(metric) for block in blocks]
+    products, indices = _products(measured)
     if len(indices) == 1:
         return Weights(torch.ones(1, dtype=torch.float64), indices)
     losses = next(iter(blocks)).site.losses.only(indices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from .._transform import GramianTransform, Losses, RowTransform, Site, Stream
-from .block import Block, gramian_weights
+from .block import Block, Metric, gramian_weights
 from .products import end_to_end
 
 TOGETHER = 2**17  # numbers in the rows of small sites that go through the transforms as one
+
+
+Shares = Mapping[int, float | Tensor]
+"""How much of each loss's row there is in a combined gradient, by the loss's index: of all of it, or by number."""
 
 
 class Combination(Protocol):
@@ -22,6 +26,13 @@ class Combination(Protocol):
     def add(self, site: int, position: int, row: Tensor) -> None: ...
 
     def result(self) -> list[Tensor | None]: ...
+
+
+class Traced(Combination, Protocol):
+    """One that knows afterwards what it did."""
+
+    def shares(self, site: int) -> Shares:
+        """What `result` made of the rows at a site, where that is traced."""
 
 
 class Streamed:
@@ -54,14 +65,31 @@ class Streamed:
         self.streams[site].add(*first)
         return self.streams[site].result()
 
+    def shares(self, site: int) -> Shares:
+        raise RuntimeError("rows that are handed on one by one are not traced")
+
 
 class Held:
-    """Keeps the rows of every site until all are there."""
+    """Keeps the rows of every site until all are there.
+
+    Args:
+        traced: Whether `shares` is asked for.
+        metric: What inner products are taken of; `None`: of the rows themselves.
+    """
 
     def __init__(
-        self, transforms: Sequence[GramianTransform | RowTransform], losses: Losses, sites: Sequence[Site]
+        self,
+        transforms: Sequence[GramianTransform | RowTransform],
+        losses: Losses,
+        sites: Sequence[Site],
+        *,
+        traced: bool = False,
+        metric: Metric | None = None,
     ) -> None:
         self.transforms = transforms
+        self.traced = traced
+        self.metric = metric
+        self.kept: dict[int, Shares] = {}
         self.losses = losses
         self.sites = sites
         # A row that is alone stays as it is. But other ranks may have more rows at an activation, and sum over all.
@@ -88,15 +116,19 @@ class Held:
             for i in group:
                 self.rows[i] = []  # so that they can be freed
             first = group[0]
+            losses = self.losses.at(self.positions[first])
             if len(held[0]) == 1 and not self.together[first]:
                 results[first] = held[0][0]
+                self.kept[first] = {losses.indices[0]: 1.0}
             else:
                 rows = held[0] if len(group) == 1 else end_to_end(held)
-                blocks[group] = Block(rows, self.losses.at(self.positions[first]), self.sites[first])
+                blocks[group] = Block(rows, losses, self.sites[first], first, traced=self.traced)
         *before, last = self.transforms
         for transform in before:
-            _pass(transform, blocks.values())
-        weights = gramian_weights(last, blocks.values()) if isinstance(last, GramianTransform) else None
+            _pass(transform, blocks.values(), self.metric)
+        weights = None
+        if isinstance(last, GramianTransform):
+            weights = gramian_weights(last, blocks.values(), self.metric)
         for group in list(blocks):
             block = blocks.pop(group)  # so that its rows can be freed
             if isinstance(last, RowTransform):
@@ -106,11 +138,17 @@ class Held:
                 sizes = [shapes[i].numel() for i in group]
                 for i, part in zip(group, torch.split(combined, sizes), strict=True):
                     results[i] = part.view(shapes[i])
+            if self.traced:
+                self.kept |= dict.fromkeys(group, block.shares())
         return results
+
+    def shares(self, site: int) -> Shares:
+        return self.kept.get(site, {})
 
     def _groups(self) -> Iterator[tuple[int, ...]]:
         """Which sites go through the transforms as one. Apart, many small ones would take long."""
-        apart = any(isinstance(transform, RowTransform) for transform in self.transforms)  # whose draws are by site
+        rows_change = any(isinstance(transform, RowTransform) for transform in self.transforms)  # by draws at each site
+        apart = rows_change or self.metric is not None
         groups: dict[object, list[int]] = {}
         sizes: dict[object, int] = {}
         for i, rows in enumerate(self.rows):
@@ -130,19 +168,21 @@ class Held:
 
 
 def masses_after(
-    transforms: Sequence[GramianTransform | RowTransform], sites: Iterable[tuple[list[Tensor], Losses, Site]]
+    transforms: Sequence[GramianTransform | RowTransform],
+    sites: Iterable[tuple[list[Tensor], Losses, Site, int]],
+    metric: Metric | None = None,
 ) -> list[dict[int, float]]:
     """At each site the sum of absolute values of each row behind all transforms, by its loss's index."""
     blocks = [Block(*site) for site in sites]
     for transform in transforms:
-        _pass(transform, blocks)
+        _pass(transform, blocks, metric)
     return [block.masses() for block in blocks]
 
 
-def _pass(transform: GramianTransform | RowTransform, blocks: Collection[Block]) -> None:
+def _pass(transform: GramianTransform | RowTransform, blocks: Collection[Block], metric: Metric | None) -> None:
     """Take all blocks through a transform."""
     if isinstance(transform, GramianTransform):
-        weights = gramian_weights(transform, blocks)
+        weights = gramian_weights(transform, blocks, metric)
         for block in blocks:
             block.weigh(weights)
     else:

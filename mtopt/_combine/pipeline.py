@@ -15,9 +15,13 @@ from torch import Tensor
 from .. import _methods
 from .._checks import is_listed, kind_of, nearest
 from .._draws import Draws
+from .._history import History
+from .._methods.momentum import Momentum
+from .._methods.whitening import Whitening
 from .._ranks import Ranks
-from .._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
-from .combination import Combination, Held, Streamed
+from .._transform import GramianTransform, HistoryTransform, Losses, LossWeighting, RowTransform, Site, Transform
+from .block import Metric
+from .combination import Held, Streamed, Traced
 from .returned import FirstBackwards, check_weights, stream_of
 from .watching import Watch, Watched
 
@@ -29,6 +33,8 @@ class Pipeline:
         self.transforms = _listed(transforms)
         self.weightings: list[LossWeighting] = []
         self.gradient_transforms: list[GramianTransform | RowTransform] = []
+        self.momentum: Momentum | None = None
+        self.whitening: Whitening | None = None
         self.watch: Watch | None = None
         self._kept: dict[int, Tensor] | None = None
         self.names: tuple[str, ...] | None = None  # of the losses in the step before
@@ -43,6 +49,20 @@ class Pipeline:
                         f"gradients, but {first} comes first. Move it to the front."
                     )
                 self.weightings.append(transform)
+            elif isinstance(transform, Momentum):
+                if self.gradient_transforms or self.histories:
+                    raise ValueError(
+                        f"`transforms[{i}]` is a Momentum, which must stand before every other transform of the "
+                        f"gradients, and once. Move it to the front, or leave it out."
+                    )
+                self.momentum = transform
+            elif self.whitening is not None:
+                raise ValueError(
+                    f"`transforms[{i}]` stands behind a Whitening, which must be the last, and stand once. Move the "
+                    f"Whitening to the end."
+                )
+            elif isinstance(transform, Whitening):
+                self.whitening = transform
             elif isinstance(transform, (GramianTransform, RowTransform)):
                 self.gradient_transforms.append(transform)
             else:
@@ -50,7 +70,37 @@ class Pipeline:
                     f"`transforms[{i}]` must be a LossWeighting, GramianTransform or RowTransform, "
                     f"but it is {_wrong_transform(transform)}"
                 )
+        self._check_histories()
         self.first_backwards = FirstBackwards(self.gradient_transforms)
+
+    def _check_histories(self) -> None:
+        for transform in self.gradient_transforms:
+            name = type(transform).__name__
+            if self.whitening and isinstance(transform, RowTransform) and type(transform).shares is RowTransform.shares:
+                raise TypeError(
+                    f"Whitening must know how much of each row {name} keeps. Give {name} a method `shares`, or leave "
+                    f"Whitening out."
+                )
+            if self.momentum and self.momentum.absent and transform.uses_values:
+                raise ValueError(
+                    f"{name} reads the losses, and a loss that Momentum(absent=True) represents has no value. Take "
+                    f"Momentum(absent=False), or a method that reads gradients alone."
+                )
+
+    @property
+    def histories(self) -> list[History]:
+        """What is kept of each parameter, from step to step."""
+        return [transform.history for transform in (self.momentum, self.whitening) if transform is not None]
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether a transform needs the gradient of each loss."""
+        return bool(self.gradient_transforms or self.histories)
+
+    @property
+    def at_parameters_alone(self) -> str:
+        """The name of what works at parameters alone; "" where nothing does."""
+        return next((type(t).__name__ for t in (self.momentum, self.whitening) if t is not None), "")
 
     @property
     def marginalized(self) -> tuple[int, ...] | None:
@@ -111,6 +161,8 @@ class Pipeline:
     @property
     def keeps_losses(self) -> bool:
         """Whether a transform keeps something of single losses from step to step: more than its random numbers."""
+        if self.histories:
+            return True
         parts = [part for transform in self.transforms for part in vars(transform).values()]
         return any(hasattr(part, "state_dict") and not isinstance(part, Draws) for part in parts)
 
@@ -118,20 +170,21 @@ class Pipeline:
     def sums_over_ranks(self) -> bool:
         return any(transform.sums_over_ranks for transform in self.gradient_transforms)
 
-    def combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
+    def combination(self, losses: Losses, sites: Sequence[Site], metric: Metric | None = None) -> Traced:
         """A combination of the rows of `losses` over several sites. `site.losses` are those that any rank may have."""
-        combination = self._combination(losses, sites)
+        combination = self._combination(losses, sites, metric)
         if self.watch is None or not self.watch.due:
             return combination
-        return Watched(combination, self.gradient_transforms, losses, sites, self.watch)
+        return Watched(combination, self.gradient_transforms, losses, sites, self.watch, metric)
 
-    def _combination(self, losses: Losses, sites: Sequence[Site]) -> Combination:
+    def _combination(self, losses: Losses, sites: Sequence[Site], metric: Metric | None) -> Traced:
         first = self.gradient_transforms[0] if len(self.gradient_transforms) == 1 else None
-        if isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
+        traced = self.whitening is not None
+        if not traced and isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
             streams = [stream_of(first, s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
                 return Streamed([stream for stream in streams if stream is not None])
-        return Held(self.gradient_transforms, losses, sites)
+        return Held(self.gradient_transforms, losses, sites, traced=traced, metric=metric)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -162,13 +215,17 @@ class Pipeline:
         self.joined, self.loaded = True, False
 
     def state(self) -> list[dict[str, Any]]:
-        return [transform.state_dict() for transform in self.transforms]
+        """The state of each, without what is kept of each parameter: as large as the model, and never half-changed."""
+        return [{} if isinstance(t, HistoryTransform) else t.state_dict() for t in self.transforms]
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint, with the names of the classes."""
-        return {"transforms": self.state(), "classes": [type(transform).__name__ for transform in self.transforms]}
+        return {
+            "transforms": [transform.state_dict() for transform in self.transforms],
+            "classes": [type(transform).__name__ for transform in self.transforms],
+        }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], parameters: Sequence[Tensor] = ()) -> None:
         """Take back what `state_dict` gave; all transforms or none. It may have no names.
 
         Raises:
@@ -185,10 +242,19 @@ class Pipeline:
                 raise ValueError(
                     f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: it is of {name}. {_ANEW}"
                 )
-        self.load_state(states)
+        before = [(history, history.averages) for history in self.histories]
+        try:
+            self.load_state(states, whole=True)
+            for transform in self.transforms:
+                if isinstance(transform, HistoryTransform):
+                    transform.fit(parameters)
+        except Exception:
+            for history, averages in before:
+                history.averages = averages
+            raise
 
-    def load_state(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take back what `state` gave; all transforms or none.
+    def load_state(self, states: Sequence[dict[str, Any]], *, whole: bool = False) -> None:
+        """Take back what `state` gave, or `state_dict` on the `whole`; all transforms or none.
 
         Raises:
             ValueError: If it is the state of other transforms.
@@ -199,11 +265,14 @@ class Pipeline:
             )
         before = copy.deepcopy(self.state())
         for i, (transform, state) in enumerate(zip(self.transforms, states, strict=True)):
+            if isinstance(transform, HistoryTransform) and not whole:
+                continue
             try:
                 transform.load_state_dict(state)
             except Exception as error:
                 for other, old in zip(self.transforms[: i + 1], before, strict=False):
-                    other.load_state_dict(old)
+                    if not isinstance(other, HistoryTransform):
+                        other.load_state_dict(old)
                 reason = str(error) if isinstance(error, ValueError) else repr(error)
                 raise ValueError(
                     f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: {reason}. {_ANEW}"

@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from .._transform import GramianTransform, Losses, RowTransform, Site
-from .block import mass
-from .combination import Combination, masses_after, without_autocast
+from .block import Metric, mass
+from .combination import Shares, Traced, masses_after, without_autocast
 from .conflict import Conflict
 
 
@@ -38,12 +38,14 @@ class Watched:
 
     def __init__(
         self,
-        inner: Combination,
+        inner: Traced,
         transforms: Sequence[GramianTransform | RowTransform],
         losses: Losses,
         sites: Sequence[Site],
         watch: Watch,
+        metric: Metric | None = None,
     ) -> None:
+        self.metric = metric
         self.inner = inner
         self.transforms = transforms
         self.losses = losses
@@ -64,6 +66,9 @@ class Watched:
                 self._look(several)
         return self.inner.result()
 
+    def shares(self, site: int) -> Shares:
+        return self.inner.shares(site)
+
     def _look(self, several: Sequence[int]) -> None:
         conflict = Conflict([self.losses.label(i) for i in range(len(self.losses))])
         for i in several:
@@ -81,8 +86,8 @@ class Watched:
         for i in several:
             for position, row in zip(self.positions[i], self.rows[i], strict=True):
                 before[position] += mass(row)
-        blocks = [(self.rows[i], self.losses.at(self.positions[i]), self.sites[i]) for i in several]
-        for masses in masses_after(copies, blocks):
+        blocks = [(self.rows[i], self.losses.at(self.positions[i]), self.sites[i], i) for i in several]
+        for masses in masses_after(copies, blocks, self.metric):
             for index, left in masses.items():
                 if index in self.losses.indices:
                     after[self.losses.indices.index(index)] += left

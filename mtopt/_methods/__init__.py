@@ -15,6 +15,7 @@ from .gradvac import GradVac
 from .imtl_g import IMTLG
 from .imtl_l import IMTLL
 from .mgda import MGDA
+from .momentum import Momentum
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
 from .relobralo import ReLoBRaLo
@@ -23,6 +24,7 @@ from .soft_adapt import SoftAdapt
 from .stch import STCH
 from .uncertainty import UncertaintyWeighting
 from .upgrad import UPGrad
+from .whitening import Whitening
 
 __all__ = [
     "DWA",
@@ -42,10 +44,12 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GradVac",
+    "Momentum",
     "NashMTL",
     "PCGrad",
     "ReLoBRaLo",
     "SoftAdapt",
     "UPGrad",
     "UncertaintyWeighting",
+    "Whitening",
 ]

@@ -82,18 +82,21 @@ class GradDrop(RowTransform):
         return by_loss(self.leak, losses, "leak", 0.0)
 
     def transform(self, rows: Tensor, site: Site) -> Tensor:
+        return (widen(rows) * self.shares(rows, site)).to(rows.dtype)
+
+    def shares(self, rows: Tensor, site: Site) -> Tensor:
         wide = widen(rows)
-        masked = wide * self.shares(self.signed(wide, site), site)
+        shares = self.decided(self.signed(wide, site), site)
         if self.renormalize:
-            masked = masked * norm_ratio(wide.sum(0), masked.sum(0), site.ranks)
-        return masked.to(rows.dtype)
+            shares = shares * norm_ratio(wide.sum(0), (wide * shares).sum(0), site.ranks).to(shares)
+        return shares
 
     def signed(self, rows: Tensor, site: Site) -> Tensor:
         """What the signs are taken of, one for each row and decision."""
         return marginal(rows, site.activation, self.dims(rows.ndim - 1))
 
-    def shares(self, signed: Tensor, site: Site) -> Tensor:
-        """How much of each row is kept: the decision."""
+    def decided(self, signed: Tensor, site: Site) -> Tensor:
+        """How much of each row is kept, from what the signs are taken of."""
         leaks = self.leaks(site.losses)
         if self.joint(site, signed.ndim - 1):
             uniform = draw(signed[0], self.draws.next(signed.device))
@@ -152,7 +155,7 @@ class _MarginalStream:
 
     def result(self) -> Tensor:
         site = replace(self.site, losses=self.site.losses.at(self.positions))
-        shares = self.method.shares(torch.stack(self.signed), site)
+        shares = self.method.decided(torch.stack(self.signed), site)
         combined = widen(self.rows[0]) * shares[0]
         for row, share in zip(self.rows[1:], shares[1:], strict=True):
             combined.addcmul_(widen(row), share)

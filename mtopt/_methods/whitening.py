@@ -1,0 +1,77 @@
+"""Whitening: the combined gradient over the root of its second moment at the weights of now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_beta, check_flag, check_positive
+from .._dtypes import widen
+from .._history import Average, Key, product_added
+from .._transform import HistoryTransform
+
+Share = float | Tensor
+"""How much of a loss's row there is in the combined gradient: of all of it, or number by number."""
+
+
+class Whitening(HistoryTransform):
+    r"""Divides the combined gradient by the root of its second moment, as it had been with the weights of now.
+
+    With $\lambda_i$ the share of $g_i$ that the transforms before it have just chosen, number by number of a parameter:
+
+    $$d = \sum_i \lambda_i g_i, \qquad F_{ij} \leftarrow \beta F_{ij} + (1 - \beta)\, g_i g_j, \qquad
+      C = \sum_{i} \lambda_i^2 \hat F_{ii} \quad \Big(\text{or } \sum_{ij} \lambda_i \lambda_j \hat F_{ij}\Big),
+      \qquad \text{out} = \frac{d}{\sqrt{C} + \epsilon}$$
+
+    Adam divides by a second moment of past combined gradients, whose weights may have been others, and so undoes what a
+    method decides. The second moment of the whitened gradient is near 1: Adam's step then is Adam's with the weights of
+    now. In front of SGD it makes an Adam without momentum. It stands last in the list, behind transforms that only
+    scale or mix rows, at `at="parameters"` or `"all parameters"`; behind none it whitens the plain sum.
+
+    Args:
+        beta: Weight $\beta$ of the second moments before, in [0, 1): the inner optimizer's $\beta_2$.
+        eps: $\epsilon > 0$.
+        pairs: Whether the products of two losses' gradients count: $T (T + 1) / 2$ numbers kept for each of a
+            parameter's, instead of T.
+
+    Raises:
+        TypeError: If `pairs` is neither True nor False.
+        ValueError: If `beta` or `eps` is out of range.
+
+    Example:
+        >>> Whitening(beta=0.99)
+        Whitening(beta=0.99)
+
+    Source:
+        Liu et al. 2026 (MAdam), arXiv:2606.03904, with `pairs=True`.
+    """
+
+    def __init__(self, *, beta: float = 0.999, eps: float = 1e-8, pairs: bool = False) -> None:
+        super().__init__()
+        self.beta = check_beta(beta, "beta")
+        self.eps = check_positive(eps, "eps")
+        self.pairs = check_flag(pairs, "pairs")
+
+    def seen(self, moments: Mapping[Key, Average], rows: Mapping[int, Tensor]) -> dict[Key, Average]:
+        """The second moments after the rows of a step, by pairs of indices of losses: those before are changed."""
+        wide = {i: widen(row) for i, row in rows.items()}
+        pairs = [(i, i) for i in wide] + (list(combinations(sorted(wide), 2)) if self.pairs else [])
+        return {(i, j): product_added(moments.get((i, j)), wide[i], wide[j], self.beta) for i, j in pairs}
+
+    def whitened(self, combined: Tensor, shares: Mapping[int, Share], moments: Mapping[Key, Average]) -> Tensor:
+        """The combined gradient, divided."""
+        total: Tensor | None = None
+        for (i, j), moment in moments.items():
+            if i in shares and j in shares:
+                total = torch.zeros_like(moment.mean) if total is None else total
+                weight = shares[i] * shares[j] * (1 if i == j else 2)
+                if isinstance(weight, Tensor):
+                    total.addcmul_(moment.mean, weight.to(total))
+                else:
+                    total.add_(moment.mean, alpha=weight)
+        if total is None:
+            return combined
+        return (widen(combined) / total.clamp_min_(0).sqrt_().add_(self.eps)).to(combined.dtype)
