@@ -65,9 +65,9 @@ class MultiLossLayer(nn.Module):
                 f"`transforms` has {type(self.pipeline.weightings[0]).__name__}, which needs the loss values, but a "
                 f"MultiLossLayer sees none. Give it to a MultiLossOptimizer."
             )
-        if self.pipeline.at_parameters_alone:
+        if self.pipeline.order.at_parameters_alone:
             raise ValueError(
-                f"`transforms` has {self.pipeline.at_parameters_alone}, which is about each parameter, but a "
+                f"`transforms` has {self.pipeline.order.at_parameters_alone}, which is about each parameter, but a "
                 f'MultiLossLayer sees one activation. Give it to a MultiLossOptimizer with at="parameters".'
             )
         self.pipeline.check(self.losses)

@@ -58,6 +58,9 @@ class MultiLossOptimizer(Optimizer):
             NAdam, RAdam, Adamax, Adagrad, RMSprop, Adadelta; SGD's is the plain one). For others, a function of the
             optimizer, a parameter and its rows of shape `(T, *S)`, which returns rows whose inner products are taken
             instead, such as `rows / (v.sqrt() + eps).sqrt()`. `None` is the plain inner product.
+        length: How long the combined gradient is, whatever the method: `"sum"`, as the plain sum of the gradients;
+            `"mean"`, as their mean. So one learning rate does for all methods. `None` is the method's own length, of which some
+            have a tenth of others'.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
         process_group: The ranks that train together, and average their gradients. `None` is the default group.
 
@@ -82,6 +85,7 @@ class MultiLossOptimizer(Optimizer):
         *,
         at: str | nn.Module | Iterable[nn.Module] = "activations",
         metric: Metric = None,
+        length: str | None = None,
         chunk_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -91,7 +95,7 @@ class MultiLossOptimizer(Optimizer):
         if isinstance(inner, MultiLossOptimizer):
             raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         self.inner = inner
-        self.pipeline = Pipeline(GradDrop() if transforms is None else transforms)
+        self.pipeline = Pipeline(GradDrop() if transforms is None else transforms, length)
         self.at = check_at(at)
         self.metric = metric
         metric_of(inner, metric)
@@ -176,7 +180,7 @@ class MultiLossOptimizer(Optimizer):
             if self.transforms:
                 told.of_totals(present, totals(roots))
             refuse_momentum(self.pipeline, self.inner)
-            alone = len(present) == 1 and ranks.size == 1 and not self.pipeline.histories
+            alone = len(present) == 1 and ranks.size == 1 and not self.pipeline.order.histories
             plain = not self.pipeline.reads_gradients or alone
             explanation = combine_plain(backward) if plain else combine_at(self.at, backward)
         self.pipeline.names = present.names or self.pipeline.names
@@ -239,7 +243,8 @@ class MultiLossOptimizer(Optimizer):
         """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
         last = self._memory["explanation"] or "no losses yet: call .step(losses) or .backward(losses)"
         transforms = transforms_explained(self.pipeline.transforms)
-        return f"{self!r}\n{last}\n{transforms}\ninner optimizer: {type(self.inner).__name__}, which takes the step"
+        inner = f"inner optimizer: {type(self.inner).__name__}, which takes the step"
+        return "\n".join(filter(None, (repr(self), str(last), transforms, str(self.pipeline.length), inner)))
 
     @property
     def transforms(self) -> list[Transform]:
@@ -293,7 +298,7 @@ class MultiLossOptimizer(Optimizer):
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
         before = copy.deepcopy(self.pipeline.state())
-        kept = [(history, history.averages) for history in self.pipeline.histories]
+        kept = [(history, history.averages) for history in self.pipeline.order.histories]
         if own is not None:
             self.pipeline.load_state_dict(own, self._parameters())
         try:

@@ -21,6 +21,7 @@ from mtopt import (
     ConFIG,
     ConstantWeights,
     DualProj,
+    Every,
     GradDrop,
     GradNorm,
     GramianTransform,
@@ -404,11 +405,127 @@ def test_groups_of_other_rates_count_by_them():
     torch.testing.assert_close(gradient(model), ConFIG().weights(scaled @ scaled.T, losses_in()) @ rows)
 
 
+# -- weights every k steps --
+
+
+@pytest.mark.parametrize("at", ["parameters", "all parameters"])
+@pytest.mark.parametrize("method", [ConFIG, lambda: PCGrad(seed=3)], ids=["ConFIG", "PCGrad"])
+def test_weights_hold_until_the_method_decides_again(at, method):
+    """Against rows of every step, combined by hand with the weights of every third one."""
+    model, alone = Problem(), method()
+    optimizer = MultiLossOptimizer(sgd(model, 0.01), [Every(method(), steps=3)], at=at)
+    for step in range(7):
+        losses = model(step)
+        if step == 4:
+            losses["boundary"] = None
+        here = {name: loss for name, loss in losses.items() if loss is not None}
+        rows = flat(rows_of(model, here))
+        sizes = [p.numel() for p in model.parameters()]
+        owners = [(part != 0).any(1).sum() for part in rows.split(sizes, 1)]  # no head stands beside a shared parameter
+        counts = torch.cat([(n > (at == "parameters")).expand(size) for n, size in zip(owners, sizes, strict=True)])
+        if step % 3 == 0:
+            weights = alone.weights(rows[:, counts] @ rows[:, counts].T, losses_in())
+            weights = weights.sum(0) if weights.ndim == 2 else weights
+        used = weights[[i for i, name in enumerate(NAMES) if name in here]]
+        expected = torch.where(counts, used @ rows, rows.sum(0))
+        optimizer.zero_grad()
+        optimizer.step(losses)
+        torch.testing.assert_close(gradient(model), expected)
+
+
+def test_a_step_between_takes_one_backward():
+    model, calls = Problem(), []
+    model.trunk[2].register_full_backward_hook(lambda *_: calls.append(1))
+    optimizer = MultiLossOptimizer(sgd(model), [Every(UPGrad(), steps=4)], at="parameters", chunk_size=1)
+    counts = []
+    for step in range(6):
+        calls.clear()
+        optimizer.step(model(step))
+        counts.append(len(calls))
+    assert counts[1:] == [1, 1, 1, 3, 1]  # the first looks for injected gradients, too
+
+
+def test_a_loss_without_a_weight_is_decided_on_at_once():
+    model = Problem()
+    optimizer = MultiLossOptimizer(sgd(model), [every := Every(UPGrad(), steps=5)], at="parameters")
+    optimizer.step({**model(0), "initial": None})
+    assert every.last.numbers.isnan().tolist() == [False, False, True]
+    optimizer.step(model(1))
+    assert every.since.number == 0
+    assert not every.last.numbers.isnan().any()
+    optimizer.step(model(2))
+    assert every.since.number == 1
+    assert "one ordinary backward of the weighted sum" in optimizer.explain()
+
+
+def test_every_stands_alone_around_a_method_of_weights():
+    model = Problem()
+    for other in (
+        [Momentum(), Every(UPGrad(), 2)],
+        [Every(UPGrad(), 2), GradDrop()],
+        [Every(UPGrad(), 2), Whitening()],
+    ):
+        with pytest.raises(ValueError, match=r"`transforms` has Every.*needs them in each"):
+            MultiLossOptimizer(sgd(model), other, at="parameters")
+    with pytest.raises(ValueError, match="Every is about each parameter"):
+        MultiLossOptimizer(sgd(model), [Every(UPGrad(), 2)])
+    with pytest.raises(TypeError, match="`transform` must be a GramianTransform, such as UPGrad"):
+        Every(GradDrop(), 2)
+    with pytest.raises(ValueError, match="`steps` must be"):
+        Every(UPGrad(), 0)
+
+
+# -- one length --
+
+
+ONE_BY_ONE = [UPGrad, MGDA, CAGrad, lambda: GradDrop(seed=1), lambda: [PCGrad(seed=1), GradDrop(seed=2)]]
+
+
+def combined(at, transforms, length):
+    """The gradient that goes on from the site, and that of the parameters."""
+    model, arrived = Problem(alike=True), []
+    model.trunk[3].register_full_backward_hook(lambda module, inputs, outputs: arrived.append(outputs[0].flatten()))
+    place = model.trunk if at == "module" else at
+    optimizer = MultiLossOptimizer(sgd(model), transforms, at=place, length=length)
+    optimizer.backward(model(0))
+    return (arrived[-1] if at == "module" else gradient(model)), optimizer
+
+
+@pytest.mark.parametrize("at", ["module", "parameters", "all parameters"])
+@pytest.mark.parametrize("method", ONE_BY_ONE)
+@pytest.mark.parametrize("length", ["sum", "mean"])
+def test_what_is_combined_is_as_long_as_the_sum_or_the_mean(at, method, length):
+    plain, _ = combined(at, [GradDrop(leak=1.0)], None)
+    own, _ = combined(at, method(), None)
+    ours, optimizer = combined(at, method(), length)
+    wanted = plain.norm() / (3 if length == "mean" else 1)
+    torch.testing.assert_close(ours, own * wanted / own.norm())
+    assert f"{float(own.norm() / plain.norm()):.3g} times the length of the plain sum" in optimizer.explain()
+
+
+def test_a_length_is_for_what_transforms_combine():
+    model = Problem()
+    for transforms, words in (
+        ([], "there is none"),
+        ([UPGrad(), Whitening()], "`length` and Whitening"),
+        ([Every(UPGrad(), 2)], "`length` and Every"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            MultiLossOptimizer(sgd(model), transforms, at="parameters", length="sum")
+    with pytest.raises(ValueError, match='`length` must be None, "sum" or "mean"'):
+        MultiLossOptimizer(sgd(model), length=1.0)
+    optimizer = MultiLossOptimizer(sgd(model), [MGDA()], at="parameters", length="sum")
+    opposite = model(0)["residual"]
+    optimizer.backward([opposite, -opposite])
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left to rescale
+
+
 # -- state -------------------------------------------------------------------------------------------------------------
 
 LISTS = {
     "momentum": lambda: [Momentum(absent=True), UPGrad()],
     "whitening": lambda: [GradDrop(seed=1), Whitening(beta=0.9)],
+    "every": lambda: [Every(PCGrad(seed=6), steps=3)],
     "both": lambda: [Momentum(), PCGrad(seed=2), Whitening(pairs=True)],
 }
 
@@ -468,13 +585,13 @@ def test_a_scale_is_taken_out_and_a_step_that_will_be_skipped_leaves_no_trace(na
                 losses = {n: loss * torch.tensor(factor) for n, loss in losses.items()}
             optimizer.backward(losses)
         torch.testing.assert_close(gradient(scaled) / scale, gradient(plain))
-    before = copy.deepcopy([history.averages for history in optimizers[1].pipeline.histories])
+    before = copy.deepcopy([history.averages for history in optimizers[1].pipeline.order.histories])
     losses = {
         n: loss * torch.tensor(2.0**4) * (float("inf") if n == "boundary" else 1) for n, loss in scaled(9).items()
     }
     optimizers[1].zero_grad()
     optimizers[1].backward(losses)
-    for old, history in zip(before, optimizers[1].pipeline.histories, strict=True):
+    for old, history in zip(before, optimizers[1].pipeline.order.histories, strict=True):
         for number, of in old.items():
             for key, average in of.items():
                 assert torch.equal(average.mean, history.averages[number][key].mean)

@@ -99,7 +99,7 @@ METHODS = {
     "parameters, whitened": ("parameters", lambda: [UnitRows(), GradDrop(seed=1), Whitening(beta=0.5)], "shared"),
     "parameters, momentum per loss, whitened": (
         "all parameters",
-        lambda: [Momentum(absent=True), UnitRows(), Whitening(beta=0.5, pairs=True)],
+        lambda: [Momentum(absent=True), mtopt.ConFIG(), Whitening(beta=0.5, pairs=True)],
         "shared",
     ),
     "plain sum": ("activations", list, "shared"),

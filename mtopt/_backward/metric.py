@@ -123,7 +123,7 @@ def momentum_of(inner: Optimizer) -> str:
 
 def refuse_momentum(pipeline: Pipeline, inner: Optimizer) -> None:
     """Raise if momenta per loss would be averaged again: looked at in each step, as a scheduler may change it."""
-    if pipeline.momentum is not None and (setting := momentum_of(inner)):
+    if pipeline.order.momentum is not None and (setting := momentum_of(inner)):
         raise ValueError(
             f"Momentum averages each loss's gradient, but the inner optimizer averages what is combined again: it has "
             f"{setting}. Set momentum=0, or betas=(0.0, ...)."
@@ -136,13 +136,13 @@ def check_histories(pipeline: Pipeline, inner: Optimizer, at: object, metric: Gi
     Raises:
         ValueError: If the site, or the inner optimizer, does not fit.
     """
-    name = pipeline.at_parameters_alone or ("`metric`" if metric is not None else "")
+    name = pipeline.order.at_parameters_alone or ("`metric`" if metric is not None else "")
     if name and at not in ("parameters", "all parameters"):
         raise ValueError(
             f'{name} is about each parameter, but at="activations" or at a module no loss has a gradient of one. Take '
             f'at="parameters", or at="all parameters".'
         )
-    if pipeline.histories and needs_closure(type(inner).step):
+    if pipeline.order.histories and needs_closure(type(inner).step):
         raise ValueError(
             f"{name} counts steps, but {type(inner).__name__} evaluates the losses several times in one. Leave it out, "
             f"or take another inner optimizer."

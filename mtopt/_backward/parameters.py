@@ -38,6 +38,7 @@ from .remembered import Remembered
 from .shards import Shard, shards_of
 from .taken_rows import RowsOfLosses, remember, rows_again
 from .telling import HOOKS
+from .weighted import combine_weighted
 
 
 def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explanation:
@@ -46,6 +47,10 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
     """
+    if backward.pipeline.order.every is not None:
+        explanation = combine_weighted(backward, backward.pipeline.order.every, all_count=every)
+        if explanation is not None:
+            return explanation
     shards: Sequence[Shard] = ()
     sinks: Sequence[Node] = ()
     with backward.taken_back(), hidden_layers_refused():
@@ -63,7 +68,7 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
             rows.opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
             if backward.can_be_taken_back and not shards:
                 remember(backward, rows)
-        remembered = Remembered(backward, rows) if backward.pipeline.histories else None
+        remembered = Remembered(backward, rows) if backward.pipeline.order.histories else None
         with wrappers_silent(sinks):
             combined = _combine(backward, rows, remembered)
     gradients, held = combined.gradients, combined.held
@@ -299,7 +304,7 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
 
 def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
     shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
-    if not shared and not backward.pipeline.histories:
+    if not shared and not backward.pipeline.order.histories:
         raise RuntimeError("The `losses` share no parameter that this optimizer has, so there is nothing to combine.")
     for target in shared:
         check_real(target.dtype)

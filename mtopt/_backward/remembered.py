@@ -28,7 +28,7 @@ class Remembered:
 
     def __init__(self, backward: Backward, rows: RowsOfLosses) -> None:
         self.backward = backward
-        self.momentum, self.whitening = backward.pipeline.momentum, backward.pipeline.whitening
+        self.momentum, self.whitening = backward.pipeline.order.momentum, backward.pipeline.order.whitening
         self.present = self.losses = backward.agreed
         self.numbers = [backward.number.get(id(target)) for target in rows.targets]
         self.targets = rows.targets

@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _methods
-from .._checks import is_listed, kind_of, nearest
 from .._draws import Draws
-from .._history import History
-from .._methods.momentum import Momentum
-from .._methods.whitening import Whitening
 from .._ranks import Ranks
 from .._transform import GramianTransform, HistoryTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .block import Metric
 from .combination import Held, Streamed, Traced
+from .length import Length
+from .order import listed, ordered
 from .returned import FirstBackwards, check_weights, stream_of
 from .watching import Watch, Watched
 
@@ -29,78 +26,22 @@ from .watching import Watch, Watched
 class Pipeline:
     """The transforms of one optimizer or layer, applied left to right; an empty one is the plain sum."""
 
-    def __init__(self, transforms: Transform | Iterable[Transform]) -> None:
-        self.transforms = _listed(transforms)
-        self.weightings: list[LossWeighting] = []
-        self.gradient_transforms: list[GramianTransform | RowTransform] = []
-        self.momentum: Momentum | None = None
-        self.whitening: Whitening | None = None
+    def __init__(self, transforms: Transform | Iterable[Transform], length: str | None = None) -> None:
+        self.transforms = listed(transforms)
+        self.order = ordered(self.transforms)
+        self.length = Length(length, self.order)
+        self.weightings, self.gradient_transforms = self.order.weightings, self.order.gradients
         self.watch: Watch | None = None
         self._kept: dict[int, Tensor] | None = None
         self.names: tuple[str, ...] | None = None  # of the losses in the step before
         self.joined = False  # whether several ranks have compared them
         self.loaded = False  # whether a checkpoint was loaded since
-        for i, transform in enumerate(self.transforms):
-            if isinstance(transform, LossWeighting):
-                if self.gradient_transforms:
-                    first = type(self.gradient_transforms[0]).__name__
-                    raise ValueError(
-                        f"`transforms[{i}]` weights the losses, so it must stand before every transform of their "
-                        f"gradients, but {first} comes first. Move it to the front."
-                    )
-                self.weightings.append(transform)
-            elif isinstance(transform, Momentum):
-                if self.gradient_transforms or self.histories:
-                    raise ValueError(
-                        f"`transforms[{i}]` is a Momentum, which must stand before every other transform of the "
-                        f"gradients, and once. Move it to the front, or leave it out."
-                    )
-                self.momentum = transform
-            elif self.whitening is not None:
-                raise ValueError(
-                    f"`transforms[{i}]` stands behind a Whitening, which must be the last, and stand once. Move the "
-                    f"Whitening to the end."
-                )
-            elif isinstance(transform, Whitening):
-                self.whitening = transform
-            elif isinstance(transform, (GramianTransform, RowTransform)):
-                self.gradient_transforms.append(transform)
-            else:
-                raise TypeError(
-                    f"`transforms[{i}]` must be a LossWeighting, GramianTransform or RowTransform, "
-                    f"but it is {_wrong_transform(transform)}"
-                )
-        self._check_histories()
         self.first_backwards = FirstBackwards(self.gradient_transforms)
-
-    def _check_histories(self) -> None:
-        for transform in self.gradient_transforms:
-            name = type(transform).__name__
-            if self.whitening and isinstance(transform, RowTransform) and type(transform).shares is RowTransform.shares:
-                raise TypeError(
-                    f"Whitening must know how much of each row {name} keeps. Give {name} a method `shares`, or leave "
-                    f"Whitening out."
-                )
-            if self.momentum and self.momentum.absent and transform.uses_values:
-                raise ValueError(
-                    f"{name} reads the losses, and a loss that Momentum(absent=True) represents has no value. Take "
-                    f"Momentum(absent=False), or a method that reads gradients alone."
-                )
-
-    @property
-    def histories(self) -> list[History]:
-        """What is kept of each parameter, from step to step."""
-        return [transform.history for transform in (self.momentum, self.whitening) if transform is not None]
 
     @property
     def reads_gradients(self) -> bool:
         """Whether a transform needs the gradient of each loss."""
-        return bool(self.gradient_transforms or self.histories)
-
-    @property
-    def at_parameters_alone(self) -> str:
-        """The name of what works at parameters alone; "" where nothing does."""
-        return next((type(t).__name__ for t in (self.momentum, self.whitening) if t is not None), "")
+        return bool(self.gradient_transforms or self.order.histories)
 
     @property
     def marginalized(self) -> tuple[int, ...] | None:
@@ -161,25 +102,25 @@ class Pipeline:
     @property
     def keeps_losses(self) -> bool:
         """Whether a transform keeps something of single losses from step to step: more than its random numbers."""
-        if self.histories:
+        if self.order.histories:
             return True
         parts = [part for transform in self.transforms for part in vars(transform).values()]
         return any(hasattr(part, "state_dict") and not isinstance(part, Draws) for part in parts)
 
     @property
     def sums_over_ranks(self) -> bool:
-        return any(transform.sums_over_ranks for transform in self.gradient_transforms)
+        return self.length.given is not None or any(t.sums_over_ranks for t in self.gradient_transforms)
 
     def combination(self, losses: Losses, sites: Sequence[Site], metric: Metric | None = None) -> Traced:
         """A combination of the rows of `losses` over several sites. `site.losses` are those that any rank may have."""
-        combination = self._combination(losses, sites, metric)
+        combination = self.length.of(self._combination(losses, sites, metric), sites)
         if self.watch is None or not self.watch.due:
             return combination
         return Watched(combination, self.gradient_transforms, losses, sites, self.watch, metric)
 
     def _combination(self, losses: Losses, sites: Sequence[Site], metric: Metric | None) -> Traced:
         first = self.gradient_transforms[0] if len(self.gradient_transforms) == 1 else None
-        traced = self.whitening is not None
+        traced = self.order.whitening is not None
         if not traced and isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
             streams = [stream_of(first, s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
@@ -242,7 +183,7 @@ class Pipeline:
                 raise ValueError(
                     f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: it is of {name}. {_ANEW}"
                 )
-        before = [(history, history.averages) for history in self.histories]
+        before = [(history, history.averages) for history in self.order.histories]
         try:
             self.load_state(states, whole=True)
             for transform in self.transforms:
@@ -286,26 +227,6 @@ class Pipeline:
 
 
 _ANEW = 'To start the transforms anew, leave out the checkpoint\'s key "mtopt".'
-
-
-def _listed(transforms: Transform | Iterable[Transform]) -> list[Transform]:
-    if isinstance(transforms, Mapping):
-        raise TypeError(
-            "`transforms` must be one transform or a list of them, but it is a dict. Their order counts: give a list."
-        )
-    return list(transforms) if is_listed(transforms) else [transforms]  # type: ignore[arg-type, list-item]
-
-
-def _wrong_transform(given: object) -> str:
-    """What was given in place of a transform, and the way out."""
-    if isinstance(given, str):
-        name, *_ = *nearest(given, _methods.__all__), "GradDrop"
-        return f"{given!r}. Give the transform itself, e.g. mtopt.{name}()."
-    if isinstance(given, type):
-        return f"{kind_of(given)}. Call it to make one: {given.__name__}()."
-    if given is None:
-        return "None. Leave it out; an empty list is the plain sum."
-    return f"{kind_of(given)}." + (" Give one list, with none inside it." if is_listed(given) else "")
 
 
 def _weights_unless_skipped(weighting: LossWeighting, losses: Losses) -> Tensor:

@@ -6,6 +6,7 @@ from .conflict_free import ConFIG
 from .constant import ConstantWeights
 from .dual_proj import DualProj
 from .dwa import DWA
+from .every import Every
 from .fairgrad import FairGrad
 from .famo import FAMO
 from .geometric_mean import GeometricMean
@@ -39,6 +40,7 @@ __all__ = [
     "ConFIG",
     "ConstantWeights",
     "DualProj",
+    "Every",
     "FairGrad",
     "GeometricMean",
     "GradDrop",

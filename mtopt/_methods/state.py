@@ -57,6 +57,19 @@ class PerLoss:
             raise ValueError(f"`numbers` must be a list of numbers, but it has shape {tuple(self.numbers.shape)}")
 
 
+class Count:
+    """How often something was done."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.number = check_count(state_dict["number"], "number", 0)
+
+
 class PerPair:
     """One number for each pair of losses, 0 at first."""
 

@@ -1,0 +1,68 @@
+"""One ordinary backward with weights that an earlier step has chosen. Takes no rows of single losses further down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .._graph.loss_graph import Meeting
+from .._graph.sites import beside_shared
+from .._graph.taking import rows_taken
+from .._methods.every import Every
+from .backward import Backward
+from .explanation import NEAR_PLAIN, Explanation
+
+
+def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Explanation | None:
+    """The weighted sum, where weights hold in this step; else `None`, and nothing was done.
+
+    Args:
+        backward: The step.
+        every: Which keeps them.
+        all_count: Whether the parameters that one loss alone reaches are weighted, too.
+    """
+    weights = every.kept(backward.losses, several_ranks=backward.ranks.size > 1)
+    if weights is None:
+        return None
+    if not backward.can_be_taken_back:
+        backward.look_at_all()
+    own = not all_count and backward.known.exclusive > 0
+    if own:
+        backward.look_at_all()
+        if backward.graph.states is not None:  # losses part again further down
+            return None
+    meetings = _above_shared(backward) if own else []
+    backward.agree()
+    starts = backward.starts()
+    for position in {position for meeting in meetings for position in meeting.roots} if own else range(len(starts)):
+        starts[position] = starts[position] * weights[position]
+    handlers = [(sums.take, sums.finish) for sums in (_Weighted(weights) for _ in meetings)]
+    with rows_taken(meetings, handlers):
+        backward.run(starts)
+    every.since.number += 1
+    how, why = "one ordinary backward of the weighted sum", f"{every!r}: weights of an earlier step hold"
+    return backward.explanation(how, why, NEAR_PLAIN)
+
+
+def _above_shared(backward: Backward) -> list[Meeting]:
+    """Where gradients of single losses come to what is shared, or to a parameter that counts as it stands beside such a
+    one: above, each loss has its own gradient."""
+    graph = backward.graph
+    beside = graph.meetings_at([(leaf, 0) for leaf in beside_shared(graph, backward.is_parameter)])
+    return [*graph.frontier(), *(meeting for meeting in beside.values() if len(meeting.positions) == 1)]
+
+
+class _Weighted:
+    """Adds up rows with known weights."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = weights
+        self.total: Tensor | None = None
+
+    def take(self, position: int, row: Tensor) -> None:
+        weighted = row * self.weights[position]
+        self.total = weighted if self.total is None else self.total.add_(weighted)
+
+    def finish(self) -> Tensor | None:
+        return self.total

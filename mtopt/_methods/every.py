@@ -1,0 +1,77 @@
+"""Every: a method decides in some steps only, and its weights hold in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_count, kind_of
+from .._transform import GramianTransform, Losses
+from .state import Count, PerLoss
+
+
+class Every(GramianTransform):
+    r"""Lets a method choose weights in every k-th step; steps between cost one ordinary backward of the weighted sum.
+
+    With T losses at parameters a step costs about $1 + (T - 1) / k$ backwards of the shared part, instead of T. Weights
+    of a method that mixes rows are how much of each row there is in its result. It is the only transform of the
+    gradients in the list, at `at="parameters"` or `"all parameters"`. A step with a loss that has none decides anew.
+
+    Args:
+        transform: The method, which sees the Gramian.
+        steps: k, from 1 on.
+
+    Raises:
+        TypeError: If `transform` is no `GramianTransform`, or `steps` no whole number.
+        ValueError: If `steps` is below 1.
+
+    Example:
+        >>> from mtopt import UPGrad
+        >>> Every(UPGrad(), steps=10)
+        Every(transform=UPGrad(), steps=10)
+    """
+
+    def __init__(self, transform: GramianTransform, steps: int) -> None:
+        if not isinstance(transform, GramianTransform):
+            raise TypeError(
+                f"`transform` must be a GramianTransform, such as UPGrad(), but it is {kind_of(transform)}: only "
+                f"weights of whole losses can hold in steps that do not see their gradients."
+            )
+        self.transform = transform
+        self.steps = check_count(steps, "steps")
+        self.since = Count()
+        self.last = PerLoss()
+
+    @property
+    def scale_equivariant(self) -> bool:  # type: ignore[override]
+        return self.transform.scale_equivariant
+
+    @property
+    def uses_values(self) -> bool:  # type: ignore[override]
+        return self.transform.uses_values
+
+    @property
+    def non_conflicting(self) -> bool:  # type: ignore[override]
+        return self.transform.non_conflicting and self.steps == 1
+
+    def check(self, losses: Losses) -> None:
+        self.transform.check(losses)
+
+    def check_losses(self, losses: Losses) -> None:
+        super().check_losses(losses)
+        self.transform.check_losses(losses)
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        weights = self.transform.weights(gramian, losses)
+        shares = weights.sum(0) if weights.ndim == 2 else weights
+        self.last.keep(losses, shares.to(torch.float64))
+        self.since.number = 0
+        return weights
+
+    def kept(self, losses: Losses, *, several_ranks: bool = False) -> list[float] | None:
+        """The weights that hold in this step; `None` where the method must decide. Ranks, which may have different
+        losses, decide together: unless each loss has a weight."""
+        if self.last.n_losses == 0 or self.since.number >= self.steps - 1:
+            return None
+        needed = self.last.numbers if several_ranks else self.last.of(losses)
+        return None if bool(needed.isnan().any()) else self.last.of(losses).tolist()
