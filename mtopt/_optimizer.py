@@ -59,8 +59,8 @@ class MultiLossOptimizer(Optimizer):
             optimizer, a parameter and its rows of shape `(T, *S)`, which returns rows whose inner products are taken
             instead, such as `rows / (v.sqrt() + eps).sqrt()`. `None` is the plain inner product.
         length: How long the combined gradient is, whatever the method: `"sum"`, as the plain sum of the gradients;
-            `"mean"`, as their mean. So one learning rate does for all methods. `None` is the method's own length, of which some
-            have a tenth of others'.
+            `"mean"`, as their mean. So one learning rate does for all methods. `None` is the method's own length, and
+            some have a tenth of others'.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
         process_group: The ranks that train together, and average their gradients. `None` is the default group.
 

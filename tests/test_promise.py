@@ -478,7 +478,13 @@ def test_every_stands_alone_around_a_method_of_weights():
 # -- one length --
 
 
-ONE_BY_ONE = [UPGrad, MGDA, CAGrad, lambda: GradDrop(seed=1), lambda: [PCGrad(seed=1), GradDrop(seed=2)]]
+OF_MANY_LENGTHS = {
+    "UPGrad": UPGrad,
+    "MGDA": MGDA,
+    "CAGrad": CAGrad,
+    "GradDrop": lambda: GradDrop(seed=1),
+    "a list": lambda: [PCGrad(seed=1), GradDrop(seed=2)],
+}
 
 
 def combined(at, transforms, length):
@@ -492,7 +498,7 @@ def combined(at, transforms, length):
 
 
 @pytest.mark.parametrize("at", ["module", "parameters", "all parameters"])
-@pytest.mark.parametrize("method", ONE_BY_ONE)
+@pytest.mark.parametrize("method", OF_MANY_LENGTHS.values(), ids=OF_MANY_LENGTHS)
 @pytest.mark.parametrize("length", ["sum", "mean"])
 def test_what_is_combined_is_as_long_as_the_sum_or_the_mean(at, method, length):
     plain, _ = combined(at, [GradDrop(leak=1.0)], None)
