@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ._checks import is_whole
 from ._combine.conflict import BINS, Conflict
+from ._combine.harm import Harm
 from ._layer import MultiLossLayer
 from ._optimizer import MultiLossOptimizer
 from ._record import Record
@@ -40,6 +43,12 @@ class Monitor:
     - `site0/cosine/NAME/NAME`: of each two losses' gradients.
     - `site0/purity`: the mean [purity][mtopt.sign_purity] of the coordinates that have a gradient.
     - `site0/conflict`: share of these where gradients have both signs.
+    - `site0/alignment`: $2 \|\frac1T \sum_i g_i / \|g_i\|\|^2 - 1$, from -1 (opposite) to 1 (parallel)
+      ([arXiv:2502.00604](https://arxiv.org/abs/2502.00604)).
+    - `change/NAME`: how much the step that was taken raises the loss to first order, $g_i \cdot \Delta\theta$, whatever
+      a method promised: the inner optimizer's history, momentum and weight decay have their part in it. Known once
+      the step is done, at `at="parameters"` alone, where each loss has a gradient of each parameter; not where they are
+      sharded. `raised` is the share of looks in which it was above 0.
     - `site0/kept/NAME`: sum of the absolute values of its gradient behind the transforms, over that before. Not known
       where several ranks decide together.
 
@@ -93,6 +102,7 @@ class Monitor:
         self.due = False
         self._steps = 0
         self._records: deque[Record] = deque(maxlen=int(keep))
+        self._harm: Harm | None = None
         self._pipeline = watched.pipeline
         self._pipeline.watch = self
 
@@ -105,6 +115,20 @@ class Monitor:
     def history(self) -> list[Record]:
         """The records, oldest first."""
         return list(self._records)
+
+    @property
+    def raised(self) -> dict[str, float]:
+        """For each loss the share of looks in which the step itself raised it to first order; empty if not known."""
+        changes: dict[str, list[bool]] = {}
+        for record in self._records:
+            for name, number in record.numbers.items():
+                if name.startswith("change/"):
+                    changes.setdefault(name.removeprefix("change/"), []).append(number > 0)
+        return {name: sum(above) / len(above) for name, above in changes.items()}
+
+    def __str__(self) -> str:
+        raised = [f"{name} in {share:.0%}" for name, share in self.raised.items()]
+        return f"the steps that were looked at raised to first order: {', '.join(raised)}" if raised else ""
 
     def plot(self, path: str | PathLike[str] | None = None, *, site: str = "site0") -> Figure:
         """Draw the losses and the lengths of their gradients, the purity and the cosines over the records.
@@ -139,6 +163,7 @@ class Monitor:
 
     def begin(self) -> None:
         self.due = self._steps % self.every == 0
+        self._harm = None
         if self.due:
             self._open = Record(self._steps)
         self._steps += 1
@@ -160,9 +185,25 @@ class Monitor:
         numbers = {f"norm/{name}": norm for name, norm in zip(conflict.losses, conflict.norms.tolist(), strict=True)}
         for (i, one), (j, other) in combinations(enumerate(conflict.losses), 2):
             numbers[f"cosine/{one}/{other}"] = cosines[i][j]
-        numbers |= {"purity": conflict.purity, "conflict": conflict.share}
+        numbers |= {"purity": conflict.purity, "conflict": conflict.share, "alignment": conflict.alignment}
         numbers |= {f"kept/{name}": share for name, share in kept.items()}
         self._open.numbers |= {f"{site}/{name}": number for name, number in numbers.items()}
+
+    def follow(self, harm: Harm) -> None:
+        self._harm = harm
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        harm, self._harm = self._harm, None
+        if harm is None:
+            yield
+            return
+        harm.begin()
+        yield
+        changes = {f"change/{name}": change for name, change in harm.changes().items()}
+        self._records[-1].numbers |= changes
+        for name, change in changes.items() if self.writer is not None else ():
+            self.writer.add_scalar(name, change, self._records[-1].step)  # type: ignore[union-attr]
 
     def end(self) -> None:
         self.due = False

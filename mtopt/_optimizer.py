@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -177,7 +177,7 @@ class MultiLossOptimizer(Optimizer):
                 refuse_nan(present)
             self.pipeline.check(present)
             self._first_step.tell(present, ranks.size)
-            if self.transforms:
+            if self.transforms and not backward.can_be_taken_back:
                 told.of_totals(present, totals(roots))
             refuse_momentum(self.pipeline, self.inner)
             alone = len(present) == 1 and ranks.size == 1 and not self.pipeline.order.histories
@@ -228,7 +228,9 @@ class MultiLossOptimizer(Optimizer):
             self.backward(losses)
         if closure is None:
             self._tell_unless_handed(NEVER_HANDED)
-            return self.inner.step()
+            watch = self.pipeline.watch
+            with nullcontext() if watch is None else watch.stepping():
+                return self.inner.step()
         told, tell = self._memory["told"], self._tell_unless_handed
         return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, told, tell))
 
@@ -244,7 +246,8 @@ class MultiLossOptimizer(Optimizer):
         last = self._memory["explanation"] or "no losses yet: call .step(losses) or .backward(losses)"
         transforms = transforms_explained(self.pipeline.transforms)
         inner = f"inner optimizer: {type(self.inner).__name__}, which takes the step"
-        return "\n".join(filter(None, (repr(self), str(last), transforms, str(self.pipeline.length), inner)))
+        lines = repr(self), str(last), transforms, str(self.pipeline.length), str(self.pipeline.watch or ""), inner
+        return "\n".join(filter(None, lines))
 
     @property
     def transforms(self) -> list[Transform]:
@@ -297,7 +300,7 @@ class MultiLossOptimizer(Optimizer):
         check_state_dict(state_dict)
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
-        before = copy.deepcopy(self.pipeline.state())
+        before = self.pipeline.copied_state()
         kept = [(history, history.averages) for history in self.pipeline.order.histories]
         if own is not None:
             self.pipeline.load_state_dict(own, self._parameters())

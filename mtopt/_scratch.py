@@ -32,4 +32,4 @@ class Scratch:
 
     def keeps(self, tensor: Tensor) -> bool:
         """Whether memory like this is kept: large, and on a CPU."""
-        return tensor.device.type == "cpu" and tensor.numel() >= self.SMALL
+        return tensor.numel() >= self.SMALL and tensor.device.type == "cpu"

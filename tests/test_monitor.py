@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 import mtopt
-from mtopt import GradDrop, Monitor, MultiLossLayer, MultiLossOptimizer
+from mtopt import ConstantWeights, GradDrop, Monitor, MultiLossLayer, MultiLossOptimizer, UPGrad
 from mtopt._combine.conflict import Conflict
 
 
@@ -258,3 +258,57 @@ def test_one_rank_may_look_alone(at):
     latest = watched[0][1]
     assert latest["site0/norm/a"] > 0
     assert ("site0/kept/a" in latest) == (at == "parameters")  # at activations the ranks decide together
+
+
+# -- harm --
+
+
+@pytest.mark.parametrize("inner", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("transforms", [UPGrad, lambda: [ConstantWeights([2.0, 0.5]), GradDrop(seed=1)]])
+@pytest.mark.parametrize("at", ["parameters", "all parameters"])
+def test_the_step_that_was_taken_is_held_against_each_losss_gradient(inner, transforms, at):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"trunk": nn.Linear(3, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}).double()
+    settings = {} if inner == "SGD" else {"weight_decay": 0.1}
+    made = getattr(torch.optim, inner)(model.parameters(), lr=0.1, **settings)
+    optimizer = MultiLossOptimizer(made, transforms(), at=at)
+    monitor = Monitor(optimizer, every=2)
+    raised = {"a": [], "b": []}
+    for step in range(5):
+        x = torch.randn(6, 3, dtype=torch.float64)
+        z = model["trunk"](x).tanh()
+        losses = {"a": (model["a"](z) - x[:, :1]).square().mean(), "b": (model["b"](z) + x[:, :1]).square().mean()}
+        parameters = list(model.parameters())
+        rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses.values()]
+        before = [p.detach().clone() for p in parameters]
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimizer.step()
+        for name, row in zip(losses, rows, strict=True):
+            moved = zip(row, parameters, before, strict=True)
+            change = sum(float((g * (p.detach() - old)).sum()) for g, p, old in moved if g is not None)
+            if step % 2 == 0:
+                assert monitor.latest[f"change/{name}"] == pytest.approx(change)
+                raised[name].append(change > 0)
+    assert monitor.raised == {name: sum(above) / 3 for name, above in raised.items()}
+    assert "the steps that were looked at raised to first order: a in" in optimizer.explain()
+
+
+def test_at_activations_the_change_is_not_known():
+    model = nn.ModuleDict({"trunk": nn.Linear(3, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
+    optimizer = MultiLossOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    monitor = Monitor(optimizer)
+    z = model["trunk"](torch.ones(2, 3)).tanh()
+    optimizer.step([model["a"](z).mean(), model["b"](z).mean()])
+    assert not any(name.startswith("change/") for name in monitor.latest)
+    assert monitor.raised == {}
+
+
+def test_alignment_is_1_for_one_direction_and_minus_1_for_opposite_ones():
+    for second, expected in ((2.0, 1.0), (-3.0, -1.0)):
+        w = nn.Parameter(torch.ones(4))
+        optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), at="parameters")
+        monitor = Monitor(optimizer)
+        optimizer.step([w.sum(), second * w.sum()])
+        assert monitor.latest["site0/alignment"] == pytest.approx(expected)

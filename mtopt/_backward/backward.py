@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -102,7 +101,7 @@ class Backward:
         self.agreed = self.losses
         alone = self.ranks.size == 1 and not self.retain_graph
         self.can_be_taken_back = alone and self.known.suffices(self.parameters)
-        self.state_before = copy.deepcopy(self.pipeline.state()) if self.can_be_taken_back else []
+        self.state_before = self.pipeline.copied_state() if self.can_be_taken_back else []
 
     @cached_property
     def graph(self) -> LossGraph:
@@ -201,6 +200,13 @@ class Backward:
         if weights is not None and self.agreed is not self.losses:
             weights = weights[[self.agreed.indices.index(index) for index in self.losses.indices]]
         return cotangents(self.origins, weights)
+
+    @property
+    def factors(self) -> list[float]:
+        """What each loss that any rank has was multiplied by, once it has started: by a GradScaler and weightings."""
+        scale = self.losses.scale or 1.0
+        weights = [1.0] * len(self.agreed) if self.weights is None else self.weights.tolist()
+        return [scale * weight for weight in weights]
 
     def run(self, starts: Sequence[Tensor]) -> None:
         """One ordinary backward of all losses."""

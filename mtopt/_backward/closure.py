@@ -27,7 +27,7 @@ def evaluation(
     All evaluations start from the same state of the transforms, and weight the losses as the first one does. The value
     is the sum of the weighted losses, whose gradient `.grad` is if no transform combines gradients.
     """
-    frozen = copy.deepcopy(pipeline.state())
+    frozen = pipeline.copied_state()
     weights: dict[int, Tensor] = {}
 
     def evaluate() -> Any:

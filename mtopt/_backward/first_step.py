@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +48,7 @@ class FirstStep:
     def _state(self) -> list[dict[str, Any]] | None:
         """A copy of it; `None` where a transform has none before its first step."""
         try:
-            return copy.deepcopy(self.pipeline.state())
+            return self.pipeline.copied_state()
         except Exception:
             return None
 

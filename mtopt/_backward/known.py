@@ -55,6 +55,7 @@ class Known:
         rows: The whole graph, where each loss is taken by one pass to the parameters.
         tries: How often that could not be kept.
         explained: What was said of it.
+        of: What it was said of.
     """
 
     shared: int = 0
@@ -67,6 +68,7 @@ class Known:
     rows: RowsAgain | None = None
     tries: int = 0
     explained: Explanation | None = None
+    of: object = None
 
     def suffices(self, parameters: Sequence[Tensor]) -> bool:
         """Whether nothing more is needed of the whole graph: what this backward does can be taken back."""

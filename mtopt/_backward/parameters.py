@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from .._combine.combination import Shares
+from .._combine.harm import Harm
 from .._graph.alive import check_repeatable
 from .._graph.passes import Row
 from .._graph.rows import check_rows_below, rows_below, rows_by_backward, run_again
@@ -70,19 +71,27 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
                 remember(backward, rows)
         remembered = Remembered(backward, rows) if backward.pipeline.order.histories else None
         with wrappers_silent(sinks):
-            combined = _combine(backward, rows, remembered)
+            combined = _combine(backward, rows, remembered, sharded=len(shards) > 0)
     gradients, held = combined.gradients, combined.held
     ranks = shards[0].replicas if shards else backward.ranks
     check_alike(ranks, [g for g, losses in zip(gradients, rows.owners, strict=True) if len(losses) > 0])
     if remembered is not None:
         remembered.finish(gradients, combined.shares)
         backward.agreed = remembered.losses
-    for i, gradient in enumerate(gradients):
-        if gradient is not None:
-            gradients[i] = None  # so that it can be freed where it is added to one that is there
-            own = gradient.layout is torch.strided and storage_of(gradient) not in held
-            held.update({storage_of(gradient)} if own else ())
-            accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient, own=own)
+    with torch.no_grad():
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                gradients[i] = None  # so that it can be freed where it is added to one that is there
+                own = gradient.layout is torch.strided and storage_of(gradient) not in held
+                held.update({storage_of(gradient)} if own else ())
+                accumulate(rows.targets[i], shards[i].whole(gradient) if shards else gradient, own=own)
+    known, used = backward.known, (rows.how, backward.batching.used, combined.owners)
+    if known.explained is None or known.of != used or backward.ranks.size > 1:
+        known.explained, known.of = _explained(backward, rows, combined), used
+    return known.explained
+
+
+def _explained(backward: Backward, rows: RowsOfLosses, combined: _Combined) -> Explanation:
     sites = [
         SiteExplained("parameter", tuple(target.shape), tuple(backward.agreed.label(loss) for loss in sorted(losses)))
         for target, losses in zip(rows.targets, combined.owners, strict=True)
@@ -210,12 +219,17 @@ def _counting_alone(backward: Backward, rows: RowsOfLosses, every: bool) -> list
     return [every or id(target) in beside for target in rows.targets]
 
 
-def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | None) -> _Combined:
+def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | None, *, sharded: bool) -> _Combined:
     """The combined gradient of each target.
 
     Autograd may give one tensor to several targets, and what the rows were made of may keep them.
     """
     stream = _without_zeros(rows) if rows.opaque else rows.stream
+    watch = backward.pipeline.watch
+    harm = None
+    if watch is not None and watch.due and not sharded:
+        harm = Harm([backward.agreed.label(p) for p in range(len(backward.agreed))], rows.targets)
+        stream = harm.followed(stream)
     if remembered is not None:
         stream = remembered.rows(stream)
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
@@ -252,6 +266,9 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
             "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
             "on (set_requires_gradient_sync): rows that stay unsharded cannot be seen."
         )
+    if harm is not None and watch is not None:
+        harm.factors = backward.factors
+        watch.follow(harm)
     for i, combined in zip(shared, combination.result() if shared else (), strict=True):
         gradients[i] = combined
     alone: Shares = dict.fromkeys(losses.indices, 1.0)
@@ -313,6 +330,8 @@ def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequenc
 def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:
     """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks.
 
+    Gradients must be switched off.
+
     Args:
         parameter: A leaf.
         gradient: What is added.
@@ -320,13 +339,12 @@ def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:
     """
     if not parameter.requires_grad:
         return
-    with torch.no_grad():
-        if parameter.grad is not None:
-            parameter.grad.add_(gradient)
-        elif gradient.layout is not torch.strided:
-            parameter.grad = gradient.detach().clone()
-        elif own and gradient.stride() == parameter.stride() and not is_view(gradient):
-            parameter.grad = gradient.detach()
-        else:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
+    if parameter.grad is not None:
+        parameter.grad.add_(gradient)
+    elif gradient.layout is not torch.strided:
+        parameter.grad = gradient.detach().clone()
+    elif own and gradient.stride() == parameter.stride() and not is_view(gradient):
+        parameter.grad = gradient.detach()
+    else:
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
     call_post_accumulate_hooks(parameter)

@@ -74,10 +74,12 @@ class Remembered:
     def rows(self, stream: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
         """The rows that go on, by position among all losses that have some."""
         positions = {index: position for position, index in enumerate(self.losses.indices)}
+        factors: Sequence[float] = ()
         for position, row in stream:
+            factors = factors or self.backward.factors
             index = self.present.indices[position]
             row += [None] * (len(self.targets) - len(row))
-            factor = self._factor(position)
+            factor = factors[position]
             self._look_for_spoiled(row)
             for i, number in enumerate(self.numbers):
                 if number is not None:
@@ -109,12 +111,6 @@ class Remembered:
             return None
         return _times(average.mean, self.present.scale or 1.0).to(self.backward.parameters[number].dtype)
 
-    def _factor(self, position: int) -> float:
-        """What a loss was multiplied by, by a GradScaler and by weightings."""
-        weights = self.backward.weights
-        scale = 1.0 if self.present.scale is None else self.present.scale
-        return scale if weights is None else scale * float(weights[position])
-
     def _look_for_spoiled(self, row: Row) -> None:
         if self.present.scale is not None:
             parts = [part for part in row if part is not None]
@@ -136,7 +132,7 @@ class Remembered:
     def _whitened(self, i: int, number: int, gradient: Tensor, shares: Shares) -> Tensor:
         assert self.whitening is not None
         history = self.whitening.history
-        factors = {index: self._factor(position) for position, index in enumerate(self.present.indices)}
+        factors = dict(zip(self.present.indices, self.backward.factors, strict=True))
         rows = {index: _over(row, factors[index]) for index, row in self.seen[i].items() if factors[index] != 0}
         self.seen[i] = {}
         history.keep(number, self.targets[i], self.whitening.seen(history.of(number), rows))

@@ -71,6 +71,13 @@ class Conflict:
         return torch.nan_to_num(self.gramian / self.norms / self.norms[:, None])
 
     @property
+    def alignment(self) -> float:
+        """How far the directions agree: 1 where all are the same, -1 where they cancel; of losses with a gradient."""
+        there = self.gramian.diagonal() > 0
+        n = int(there.sum())
+        return 2 * float(self.cosines[there][:, there].sum()) / n**2 - 1 if n else 0.0
+
+    @property
     def purity(self) -> float:
         """The mean purity; 0.5 where there is no gradient."""
         return self._purities / self.coordinates if self.coordinates else 0.5

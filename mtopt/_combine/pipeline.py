@@ -159,6 +159,10 @@ class Pipeline:
         """The state of each, without what is kept of each parameter: as large as the model, and never half-changed."""
         return [{} if isinstance(t, HistoryTransform) else t.state_dict() for t in self.transforms]
 
+    def copied_state(self) -> list[Any]:
+        """A copy of the state, which `load_state` takes back."""
+        return [_copied(state) for state in self.state()]
+
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint, with the names of the classes."""
         return {
@@ -204,7 +208,7 @@ class Pipeline:
             raise ValueError(
                 f"`state_dict` has the state of {len(states)} transforms, but there are {len(self.transforms)}. {_ANEW}"
             )
-        before = copy.deepcopy(self.state())
+        before = self.copied_state()
         for i, (transform, state) in enumerate(zip(self.transforms, states, strict=True)):
             if isinstance(transform, HistoryTransform) and not whole:
                 continue
@@ -238,3 +242,12 @@ def _weights_unless_skipped(weighting: LossWeighting, losses: Losses) -> Tensor:
         return weighting.weights(losses)
     finally:
         weighting.load_state_dict(state)
+
+
+def _copied(state: Any) -> Any:
+    """A copy, in a fraction of the time that `deepcopy` takes for plain values."""
+    if type(state) is dict:
+        return {key: _copied(value) for key, value in state.items()}
+    if type(state) is list:
+        return [_copied(value) for value in state]
+    return state if type(state) in (int, float, str, bool) else copy.deepcopy(state)

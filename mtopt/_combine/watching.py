@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from .._transform import GramianTransform, Losses, RowTransform, Site
 from .block import Metric, mass
 from .combination import Shares, Traced, masses_after, without_autocast
 from .conflict import Conflict
+from .harm import Harm
 
 
 class Watch(Protocol):
@@ -21,7 +23,7 @@ class Watch(Protocol):
     """Whether this step is looked at."""
 
     def begin(self) -> None:
-        """A step begins."""
+        """A backward begins."""
 
     def weigh(self, losses: Losses, weights: Tensor | None) -> None:
         """The losses of the step, and the product of the weightings."""
@@ -29,8 +31,14 @@ class Watch(Protocol):
     def see(self, conflict: Conflict, kept: dict[str, float]) -> None:
         """The rows at the sites of one decision, and the share of each loss that was kept, where it is known."""
 
+    def follow(self, harm: Harm) -> None:
+        """The gradients of the parameters, which the next step will move."""
+
     def end(self) -> None:
-        """The step is done."""
+        """The backward is done."""
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """While a step is taken."""
 
 
 class Watched:

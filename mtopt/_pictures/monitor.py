@@ -41,8 +41,12 @@ def draw(records: Sequence[Record], site: str, path: str | PathLike[str] | None)
 
 
 def _draw_by_loss(figure: SubFigure, records: Sequence[Record], site: str, width: float) -> None:
-    """The losses where they are known, and the lengths of their gradients."""
-    kinds = {"loss/": ("Losses", "loss"), f"{site}/norm/": (f"Gradients at {site}", "length of a loss's gradient")}
+    """The losses and what the steps change of them, where they are known, and the lengths of their gradients."""
+    kinds = {
+        "loss/": ("Losses", "loss"),
+        f"{site}/norm/": (f"Gradients at {site}", "length of a loss's gradient"),
+        "change/": ("First-order change by the step", "above 0: the loss is raised"),
+    }
     drawn = {prefix: curves for prefix in kinds if (curves := _curves(records, prefix))}
     names = list(dict.fromkeys(name for curves in drawn.values() for name in curves))
     looks = styles(names[:SHOWN])
