@@ -52,7 +52,7 @@ def _methods(kind: type[Transform]) -> Iterator[Transform]:
     """Every public method of a kind, with its default settings."""
     for name in sorted(mtopt.__all__, key=str.lower):
         method = getattr(mtopt, name)
-        if isinstance(method, type) and issubclass(method, kind) and method is not kind:
+        if isinstance(method, type) and issubclass(method, kind) and method not in (kind, mtopt.Every):
             yield method(1.0) if method is mtopt.ConstantWeights else method()
 
 
