@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from models import Stops
 from torch import nn
 
 from mtopt import GradDrop, MultiLossOptimizer, PCGrad, UncertaintyWeighting
@@ -19,18 +20,6 @@ def wrapped(parameters, transforms=None, at="parameters"):
 def assert_apart(tensors):
     places = [tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None]
     assert all(a != b for a, b in combinations(places, 2))
-
-
-class Stops(torch.autograd.Function):
-    """A sum that no gradient goes through."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.sum()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return None
 
 
 @pytest.fixture

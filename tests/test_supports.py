@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from methods import METHODS
+from models import Twice
 from torch import nn
 
 import mtopt
@@ -157,18 +158,6 @@ def test_a_loss_that_reads_two_bundled_heads_shares_one_of_them():
     for row, pair in zip(rows[:2], zip(*expected, strict=True), strict=True):
         torch.testing.assert_close(row, torch.stack(pair))
     assert all(not row[0].any() and row[1].any() for row in rows[2:])
-
-
-class Twice(torch.autograd.Function):
-    """A function of whose kind nothing is known."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
 
 
 @pytest.mark.parametrize("bundled", [False, True])

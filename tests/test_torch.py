@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from models import Twice
 from ranks import run_ranks
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -313,15 +314,6 @@ def test_an_embedding_tells_whether_its_gradient_is_sparse(sparse):
 
 
 def test_the_nodes_of_a_function_have_its_type():
-    class Twice(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 2 * gradient
-
     made = Twice.apply(leaf(2))
     assert type(made.grad_fn) is gateway.node_type(Twice)
     assert gateway.operator_of(made.grad_fn) == "Twice"

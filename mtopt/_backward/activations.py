@@ -105,8 +105,7 @@ def sites_of(backward: Backward) -> tuple[list[Meeting], int]:
         backward.look_at_all()
         refuse_layers(backward)
     graph, apart = backward.graph, set[Node]()
-    if graph.narrowed:
-        graph.look_through()
+    graph.look_through_parts()
     for _ in range(MOST_DESCENTS):
         sites, above = final_sites(graph, backward.is_parameter, apart)
         if not backward.has_several:
@@ -140,8 +139,7 @@ def _sites_of_top(backward: Backward) -> tuple[list[Meeting], int] | None:
 def combine_nested(backward: Backward) -> Explanation:
     """Rows wherever losses meet, in one ordinary backward: where a further one joins, what was combined is one row."""
     backward.look_at_all()
-    if backward.graph.narrowed:
-        backward.graph.look_through()
+    backward.graph.look_through_parts()
     refuse_layers(backward)
     sites = nested_sites(backward.graph, backward.is_parameter)
     if backward.has_several:

@@ -117,8 +117,7 @@ class Backward:
 
     def _whole_graph(self, *, alive: bool = True) -> LossGraph:
         graph = LossGraph(self.origins)
-        if graph.bundled:
-            graph.look_through()
+        graph.look_through_bundles()
         if alive:
             check_alive(graph, self.retain_graph)
         self.known.learn(graph, self.parameters, self.pipeline)

@@ -28,8 +28,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
     losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
     """
     backward.look_at_all()
-    if backward.graph.narrowed:
-        backward.graph.look_through()
+    backward.graph.look_through_parts()
     refuse_layers(backward)
     joint_dim = None if backward.pipeline.marginalized is None else backward.pipeline.marginalized[0]
     # A row alone at a site stays as it is, unless the decision is joint; so most nodes need no look.

@@ -154,10 +154,18 @@ class LossGraph:
             node.name() in putting and (several(self.reach[node]) or node in self._narrow) for node in self.edges
         )
 
-    def look_through(self) -> None:
-        """Who reaches what is a matter of coordinates: nodes say too much where several losses are in one tensor."""
-        if self.states is not None:
-            return
+    def look_through_bundles(self) -> None:
+        """Tell losses apart where one tensor was put together of what belongs to each: nodes say too much there."""
+        if self.states is None and self.bundled:
+            self._look_through()
+
+    def look_through_parts(self) -> None:
+        """The same wherever a loss reads less than all of a tensor."""
+        if self.states is None and (self.bundled or self.narrowed):
+            self._look_through()
+
+    def _look_through(self) -> None:
+        """Who reaches what is a matter of coordinates."""
         self.states, self.fewer = supports(self.roots, self.edges)
         for (node, k), mask in self.fewer.items():
             if not mask:  # a part of which no loss reads anything

@@ -68,8 +68,7 @@ def per_loss_gradients(
             raise ValueError(f"`inputs[{i}]` does not require grad, so no loss can be differentiated for it.")
         targets.append(edge_of(tensor))
     graph = LossGraph(roots)
-    if graph.bundled:
-        graph.look_through()
+    graph.look_through_bundles()
     check_alive(graph)
     batching = Batching(check_chunk_size(chunk_size))
     distinct = list(dict.fromkeys(targets))

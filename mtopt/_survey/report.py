@@ -134,8 +134,7 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
     if len(present) < 2:
         raise ValueError("`losses` has only one loss that is present, but it takes two to conflict.")
     graph = LossGraph(roots)
-    if graph.bundled or graph.narrowed:
-        graph.look_through()
+    graph.look_through_parts()
     check_alive(graph)
     meetings = graph.frontier(parting=True)
     sites, _ = final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter))

@@ -1,0 +1,199 @@
+"""Does the promise survive the optimizer? Whitened methods against the same without, a recipe against the swept sum.
+
+`python benchmarks/promise.py` tunes and tests everything, and goes on where it was stopped. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from problems.physics import Burgers, Helmholtz, Physics
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import mtopt
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "promise.jsonl"
+PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}
+STEPS = 1500
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+BETAS = (0.9, 0.99, 0.999)
+WEIGHTS = (1, 3, 10, 30, 100, 300, 1000)  # of all losses but the residual
+TUNING, TESTING = range(100, 103), range(10)  # seeds
+METHODS: dict[str, Callable[[], mtopt.Transform]] = {
+    "ConFIG": mtopt.ConFIG,
+    "IMTLG": mtopt.IMTLG,
+    "AlignedMTL": mtopt.AlignedMTL,
+    "UPGrad": mtopt.UPGrad,
+    "GradDrop": mtopt.GradDrop,
+}
+SUM, WHITENED = "sum", ", whitened"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    problem: str
+    way: str
+    rate: float
+    beta: float
+    seed: int
+
+
+def ways() -> list[str]:
+    """What is compared, by name."""
+    of_methods = [name + ending for name in METHODS for ending in ("", WHITENED)]
+    return [*(f"{SUM}, weight {weight}" for weight in WEIGHTS), *of_methods, *RECIPES]
+
+
+# Tried as the one list for a person who wants to know nothing of this; the best one is to be written down.
+RECIPES: dict[str, Callable[[float], list[mtopt.Transform]]] = {
+    "recipe: ConFIG, whitened by pairs": lambda beta: [mtopt.ConFIG(), mtopt.Whitening(beta=beta, pairs=True)],
+    "recipe: AlignedMTL, whitened by pairs": lambda beta: [mtopt.AlignedMTL(), mtopt.Whitening(beta=beta, pairs=True)],
+}
+
+
+def transforms_of(way: str, beta: float, n_losses: int) -> list[mtopt.Transform]:
+    """A list of transforms for one run; its whitening has the inner optimizer's memory."""
+    if way in RECIPES:
+        return RECIPES[way](beta)
+    if way.startswith(SUM):
+        weight = float(way.rsplit(maxsplit=1)[-1])
+        return [] if weight == 1 else [mtopt.ConstantWeights([1.0] + [weight] * (n_losses - 1))]
+    method = METHODS[way.removesuffix(WHITENED)]()
+    return [method, mtopt.Whitening(beta=beta)] if way.endswith(WHITENED) else [method]
+
+
+def train(run: Run, steps: int = STEPS) -> dict[str, Any]:
+    """The error of one run on held-out points, as log10 of the relative L2 error, and the share of harmful steps."""
+    torch.set_num_threads(1)
+    problem = PROBLEMS[run.problem]()
+    torch.manual_seed(run.seed)
+    model = problem.make_model()
+    inner = torch.optim.Adam(model.parameters(), lr=run.rate, betas=(0.9, run.beta))
+    transforms = transforms_of(run.way, run.beta, len(problem.tasks))
+    optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters" if transforms else "activations")
+    watched = any(isinstance(t, (mtopt.GramianTransform, mtopt.RowTransform)) for t in transforms)
+    monitor = mtopt.Monitor(optimizer, every=50) if watched else None
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps)
+    batches = problem.batches(run.seed)
+    start = time.perf_counter()
+    for _ in range(steps):
+        losses = problem.losses(model, next(batches))
+        optimizer.zero_grad()
+        optimizer.step(losses)
+        scheduler.step()
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        score = problem.metrics(model, "validation" if run.seed in TUNING else "test")["solution"]
+    return {
+        **asdict(run),
+        "score": round(score, 4) if math.isfinite(score) else 2.0,  # as good as no solution
+        "seconds": round(seconds, 2),
+        "raised": {} if monitor is None else {name: round(share, 3) for name, share in monitor.raised.items()},
+    }
+
+
+def finished(path: Path) -> dict[Run, dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = map(json.loads, lines)
+    return {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in found}
+
+
+def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> None:
+    """Train what is not finished yet; every run is written when it is."""
+    missing = [run for run in runs if run not in finished(path)]
+    with multiprocessing.get_context("forkserver").Pool(workers) as pool, path.open("a", encoding="utf-8") as file:
+        records = pool.imap_unordered(partial(train, steps=steps), missing)
+        for record in track(records, description=what, total=len(missing)):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+
+def tuning(problems: Sequence[str]) -> Iterator[Run]:
+    for problem, seed, way, beta, rate in itertools.product(problems, TUNING, ways(), BETAS, RATES):
+        yield Run(problem, way, rate, beta, seed)
+
+
+def best_rates(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, float], float]:
+    """For each problem, way and memory the rate with the lowest mean error over the seeds for tuning."""
+    scores: dict[tuple[str, str, float], dict[float, list[float]]] = {}
+    for run, record in done.items():
+        if run.seed in TUNING:
+            by_rate = scores.setdefault((run.problem, run.way, run.beta), {})
+            by_rate.setdefault(run.rate, []).append(record["score"])
+    return {key: min(rates, key=lambda rate: fmean(rates[rate])) for key, rates in scores.items()}
+
+
+def testing(done: dict[Run, dict[str, Any]]) -> Iterator[Run]:
+    for (problem, way, beta), rate in best_rates(done).items():
+        for seed in TESTING:
+            yield Run(problem, way, rate, beta, seed)
+
+
+def tables(path: Path, console: Console) -> None:
+    """The errors at each memory, and each way at its best one."""
+    done = finished(path)
+    rates = best_rates(done)
+    for problem in PROBLEMS:
+        shown = Table(
+            title=f"{problem}: relative L2 error, geometric mean of {len(TESTING)} seeds (rate); share of harm"
+        )
+        for column in ("way", *(f"beta2 = {beta:g}" for beta in BETAS)):
+            shown.add_column(column)
+        for way in ways():
+            cells = []
+            for beta in BETAS:
+                rate = rates.get((problem, way, beta))
+                key = (problem, way, rate, beta)
+                records = [r for run, r in done.items() if (run.problem, run.way, run.rate, run.beta) == key]
+                tested = [r for r in records if r["seed"] in TESTING] or records
+                cells.append(_cell(tested, rate) if tested else "")
+            shown.add_row(way, *cells)
+        console.print(shown)
+
+
+def _cell(records: Sequence[dict[str, Any]], rate: float | None) -> str:
+    error = 10 ** fmean(record["score"] for record in records)
+    harm = [max(record["raised"].values(), default=0.0) for record in records if record["raised"]]
+    edge = "!" if rate in (RATES[0], RATES[-1]) else ""
+    return f"{error:.4f} ({rate:g}{edge})" + (f" {fmean(harm):.0%}" if harm else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--output", type=Path, default=RESULTS, help="finished runs, one JSON object in a line")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")
+    parser.add_argument("--quick", action="store_true", help="a trial of the procedure in a minute, no evidence")
+    args = parser.parse_args()
+    console = Console()
+    if args.quick:
+        args.output.unlink(missing_ok=True)
+        both = TUNING[0], TESTING[0]
+        some = [Run(problem, way, 1e-2, 0.9, seed) for problem in args.problems for way in ways() for seed in both]
+        do(some, args.output, args.workers, 20, "a trial")
+    elif not args.tables:
+        do(list(tuning(args.problems)), args.output, args.workers, STEPS, "tuning")
+        do(list(testing(finished(args.output))), args.output, args.workers, STEPS, "testing")
+    tables(args.output, console)
+
+
+if __name__ == "__main__":
+    main()
