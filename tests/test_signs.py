@@ -12,10 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import integrate, oracle
+from scipy import stats
 from strategies import FLOATS, leaks, stacked_rows, uniforms
 from torch import Tensor
 
 from mtopt import sign_dropout, sign_purity
+from mtopt._draws import Draws
+from mtopt._draws import uniform as draw_uniform
 from mtopt._signs import SignSums, kept_shares, norm_ratio, pick_positive
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "graddrop.json").read_text())
@@ -362,6 +365,29 @@ def test_draws_are_uniform_and_independent_of_their_neighbours(dtype, shape):
     assert abs(picked.mean() - 0.3) < error
     for lag in (1, 2, 3):
         assert abs((picked[lag:] * picked[:-lag]).mean() - 0.09) < error
+
+
+def test_fast_draws_pass_tests_of_randomness():
+    """Of numbers, of neighbours, of the same place in successive steps: p-values over many draws are uniform."""
+    n, kinds, cells, before = 2**16, {"numbers": [], "neighbours": [], "steps": [], "rows": []}, 32, None
+    draws = Draws(7)
+    for _ in range(150):
+        uniform = draw_uniform(torch.empty(n), draws.next(torch.device("cpu")))
+        assert len(uniform.unique()) == pytest.approx(2**24 * (1 - (1 - 2**-24) ** n), rel=1e-3)  # none too often
+        cell = (uniform * cells).long()
+        kinds["numbers"].append(_p_value(uniform.mul(1024).long(), 1024))
+        kinds["neighbours"].append(_p_value(cell[:-1:2] * cells + cell[1::2], cells**2))
+        kinds["rows"].append(_p_value(cell[:-512] * cells + cell[512:], cells**2))
+        if before is not None:
+            kinds["steps"].append(_p_value(cell * cells + before, cells**2))
+        before = cell
+    for kind, values in kinds.items():
+        assert stats.kstest(values, "uniform").pvalue > 1e-3, kind
+        assert min(values) > 1e-5, kind
+
+
+def _p_value(cells, n_cells):
+    return stats.chisquare(torch.bincount(cells, minlength=n_cells).numpy()).pvalue
 
 
 def test_given_draws_are_not_changed():
