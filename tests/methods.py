@@ -24,6 +24,7 @@ GRAMIAN = {
     "FairGrad": lambda: mtopt.FairGrad(alpha=2.0),
     "GradNorm": lambda: mtopt.GradNorm(lr=0.1),
     "GradVac": lambda: mtopt.GradVac(seed=5),
+    "GradientNorms": lambda: mtopt.GradientNorms(average=0.5, period=2),
     "IMTLG": mtopt.IMTLG,
     "MGDA": mtopt.MGDA,
     "MGDA, loss": lambda: mtopt.MGDA(normalize="loss+"),

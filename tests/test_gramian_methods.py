@@ -22,6 +22,7 @@ from mtopt import (
     ConFIG,
     DualProj,
     FairGrad,
+    GradientNorms,
     GradNorm,
     GradVac,
     NashMTL,
@@ -39,6 +40,7 @@ METHODS = {
     "MGDA, l2": lambda: MGDA(normalize="l2"),
     "MGDA, loss alone": lambda: MGDA(normalize="loss"),
     "NashMTL, free": lambda: NashMTL(max_norm=0),
+    "GradientNorms, each step": GradientNorms,
     "FairGrad, 1": FairGrad,
     "AlignedMTL, median": lambda: AlignedMTL(scale="median"),
     "AlignedMTL, rmse": lambda: AlignedMTL(scale="rmse"),
@@ -217,6 +219,41 @@ def test_gradnorm_gives_more_to_the_loss_that_fell_less():
     for _ in range(5):
         weights = mix(method, rows, torch.tensor([0.9, 0.1])).diagonal()
     assert weights[0] > 1 > weights[1]
+
+
+@pytest.mark.parametrize(("average", "period"), [(0.9, 1), (0.9, 3), (0.0, 1), (1.0, 2)])
+def test_gradient_norms_are_jaxpi_s_grad_norm_weights_step_by_step(average, period):
+    """But for the weight before the first step, which is 1 there: here it is the first one computed."""
+    ours, weights = GradientNorms(average=average, period=period), None
+    for step in range(8):
+        rows = conflicting(step, 4)
+        if step % period == 0:
+            norms = [float(row.norm()) for row in rows]
+            now = [sum(norms) / len(norms) / norm for norm in norms]
+            weights = [average * w + (1 - average) * n for w, n in zip(weights or now, now, strict=True)]
+        torch.testing.assert_close(mix(ours, rows), torch.tensor(weights, dtype=torch.float64)[:, None] * rows)
+
+
+def test_gradient_norms_bring_all_rows_to_the_mean_length():
+    rows = HARD["scales 1e-15 to 1e15"]
+    lengths = mix(GradientNorms(), rows).norm(dim=1)
+    torch.testing.assert_close(lengths, rows.norm(dim=1).mean().expand_as(lengths))
+
+
+def test_a_row_of_zeros_leaves_its_weight_by_norms_as_it_is():
+    method, rows = GradientNorms(average=0.5), torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    gone = rows * torch.tensor([[1.0], [0.0]])
+    assert method.weights(gone @ gone.T, losses(2)).tolist() == [0.5, 1]  # there is none yet
+    assert method.weights(rows @ rows.T, losses(2)).tolist() == [0.25 + 2 / 6, 2]
+    assert method.weights(gone @ gone.T, losses(2)).tolist() == [(0.25 + 2 / 6) / 2 + 0.25, 2]
+
+
+def test_each_loss_has_a_period_of_its_own_so_that_one_that_is_often_absent_is_weighted_anew():
+    method, both = GradientNorms(average=0.0, period=2), losses(2)
+    for norm in (1.0, 2.0, 4.0):
+        method.weights(torch.ones(1, 1, dtype=torch.float64), both.only([0]))
+        weights = method.weights(torch.diag(torch.tensor([norm**2, 1.0], dtype=torch.float64)), both)
+    assert weights.tolist() == [1.0, 2.5]  # the first, whose sixth call it is, keeps that of the fifth, alone
 
 
 @pytest.mark.parametrize(("normalize", "n"), [("l2", 1), ("loss", 2), ("loss+", 3)])
@@ -407,7 +444,15 @@ def test_rows_without_conflict_of_one_length_are_treated_alike(make):
 # -- state --
 
 
-@pytest.mark.parametrize("make", [lambda: PCGrad(seed=3), lambda: GradVac(seed=3), GradNorm], ids=["PC", "Vac", "Norm"])
+STATEFUL = {
+    "GradVac": lambda: GradVac(seed=3),
+    "GradNorm": GradNorm,
+    "GradientNorms": lambda: GradientNorms(average=0.5, period=2),
+}
+every_stateful_method = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
+
+
+@pytest.mark.parametrize("make", [lambda: PCGrad(seed=3), *STATEFUL.values()], ids=["PCGrad", *STATEFUL])
 def test_a_fresh_object_goes_on_bit_by_bit(make, tmp_path):
     method, fresh = make(), make()
     for seed in range(3):
@@ -422,7 +467,13 @@ def test_a_fresh_object_goes_on_bit_by_bit(make, tmp_path):
         assert torch.equal(mix(copied, rows), expected)
 
 
-@pytest.mark.parametrize("make", [lambda: GradVac(seed=3), GradNorm], ids=["Vac", "Norm"])
+def numbers_of(state, index):
+    """What a state has of one loss."""
+    for part in state.values():
+        yield from numbers_of(part, index) if isinstance(part, dict) else [part[index]]
+
+
+@every_stateful_method
 def test_an_absent_loss_keeps_its_state(make):
     method, rows = make(), conflicting(0, 3)
     mix(method, rows)
@@ -434,10 +485,7 @@ def test_an_absent_loss_keeps_its_state(make):
         kept = [[0, 1], [1, 0], [1, 2], [2, 1]]
         old, new = ([state["cosines"]["numbers"][i][j] for i, j in kept] for state in (before, after))
     else:
-        old, new = (
-            [state["first_losses"]["numbers"][1], *(part["numbers"][1] for part in state["trained"].values())]
-            for state in (before, after)
-        )
+        old, new = (list(numbers_of(state, 1)) for state in (before, after))
     assert old == new
     assert before != after
 
@@ -456,7 +504,7 @@ def test_an_overflow_is_seen_and_leaves_no_trace(make, bad):
     assert combine(method, rows).isfinite().all()
 
 
-@pytest.mark.parametrize("make", [lambda: GradVac(seed=3), GradNorm], ids=["Vac", "Norm"])
+@every_stateful_method
 def test_another_number_of_losses_is_refused(make):
     method = make()
     mix(method, conflicting(0, 3))
@@ -480,6 +528,9 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: UPGrad(eps=float("nan")), ValueError, "`eps` must be finite"),
         (lambda: DualProj(eps=-1), ValueError, "`eps` must be 0 or more, but it is -1"),
         (lambda: GradNorm(lr=0), ValueError, "`lr` must be above 0"),
+        (lambda: GradientNorms(average=1.1), ValueError, "`average` must be between 0 and 1, but it is 1.1"),
+        (lambda: GradientNorms(period=0), ValueError, "`period` must be 1 or more, but it is 0"),
+        (lambda: GradientNorms(period=2.5), TypeError, "`period` must be a whole number, but it is float"),
         (lambda: GradNorm(alpha=float("inf")), ValueError, "`alpha` must be finite"),
         (lambda: PCGrad(seed="a"), TypeError, "`seed` must be a whole number"),
     ],

@@ -10,6 +10,7 @@ from .fairgrad import FairGrad
 from .famo import FAMO
 from .geometric_mean import GeometricMean
 from .graddrop import GradDrop
+from .gradient_norms import GradientNorms
 from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .imtl_g import IMTLG
@@ -42,6 +43,7 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GradVac",
+    "GradientNorms",
     "NashMTL",
     "PCGrad",
     "ReLoBRaLo",
