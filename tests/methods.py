@@ -5,6 +5,7 @@ from __future__ import annotations
 import mtopt
 
 WEIGHTINGS = {
+    "CausalWeights": lambda: mtopt.CausalWeights(eps=0.5),
     "ConstantWeights": lambda: mtopt.ConstantWeights([2.0, 0.5, 1.5]),
     "DWA": mtopt.DWA,
     "FAMO": mtopt.FAMO,

@@ -2,6 +2,7 @@
 
 from .aligned_mtl import AlignedMTL
 from .cagrad import CAGrad
+from .causal import CausalWeights
 from .conflict_free import ConFIG
 from .constant import ConstantWeights
 from .dual_proj import DualProj
@@ -35,6 +36,7 @@ __all__ = [
     "STCH",
     "AlignedMTL",
     "CAGrad",
+    "CausalWeights",
     "ConFIG",
     "ConstantWeights",
     "DualProj",
