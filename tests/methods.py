@@ -21,6 +21,7 @@ GRAMIAN = {
     "AlignedMTL": mtopt.AlignedMTL,
     "CAGrad": mtopt.CAGrad,
     "ConFIG": mtopt.ConFIG,
+    "DCGD": mtopt.DCGD,
     "DualProj": mtopt.DualProj,
     "FairGrad": lambda: mtopt.FairGrad(alpha=2.0),
     "GradNorm": lambda: mtopt.GradNorm(lr=0.1),

@@ -15,6 +15,7 @@ from methods import GRAMIAN
 from torchjd.linalg import QuadprogProjector
 
 from mtopt import (
+    DCGD,
     IMTLG,
     MGDA,
     AlignedMTL,
@@ -40,6 +41,8 @@ METHODS = {
     "MGDA, l2": lambda: MGDA(normalize="l2"),
     "MGDA, loss alone": lambda: MGDA(normalize="loss"),
     "NashMTL, free": lambda: NashMTL(max_norm=0),
+    "DCGD, projection": lambda: DCGD(variant="projection"),
+    "DCGD, average": lambda: DCGD(variant="average", residual=[1, 0]),
     "GradientNorms, each step": GradientNorms,
     "FairGrad, 1": FairGrad,
     "AlignedMTL, median": lambda: AlignedMTL(scale="median"),
@@ -221,6 +224,70 @@ def test_gradnorm_gives_more_to_the_loss_that_fell_less():
     assert weights[0] > 1 > weights[1]
 
 
+def dcgd_by_the_paper(residual, boundary, variant):
+    total = residual + boundary
+    if variant == "center":
+        center = residual / residual.norm() + boundary / boundary.norm()
+        return total @ center / center.square().sum() * center
+    if min(total @ residual, total @ boundary) >= 0:
+        return total
+    off_each = [total - total @ g / g.square().sum() * g for g in (residual, boundary)]
+    return sum(off_each) / 2 if variant == "average" else off_each[0 if total @ residual < 0 else 1]
+
+
+@pytest.mark.parametrize("variant", ["center", "projection", "average"])
+@pytest.mark.parametrize("seed", range(12))
+def test_dcgd_is_the_paper_s_of_the_sums_of_two_groups(variant, seed):
+    rows = conflicting(seed, 4, 3) * torch.tensor([[1.0], [5.0], [1.0], [1.0]])
+    expected = dcgd_by_the_paper(rows[[0, 2]].sum(0), rows[[1, 3]].sum(0), variant)
+    torch.testing.assert_close(combine(DCGD(variant=variant, residual=[0, 2]), rows), expected)
+    for two in ((0, 1), (1, 0)):
+        expected = dcgd_by_the_paper(*rows[list(two)], variant)
+        torch.testing.assert_close(combine(DCGD(variant=variant), rows[list(two)]), expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_dcgd_of_two_losses_is_what_others_have_for_the_sum(seed):
+    """By projection TorchJD's DualProj, twice as that is of the mean; by the centre ConFIG."""
+    rows = conflicting(seed, 2, 3) * torch.tensor([[1.0], [3.0]])
+    projected = torchjd.DualProj(projector=QuadprogProjector(norm_eps=0, reg_eps=1e-12))(rows)
+    close = {"rtol": 1e-6, "atol": 1e-6 * float(rows.norm())}
+    torch.testing.assert_close(combine(DCGD(variant="projection"), rows), 2 * projected, **close)
+    torch.testing.assert_close(combine(DCGD(), rows), torchjd.ConFIG()(rows), **close)
+
+
+@pytest.mark.parametrize("variant", ["center", "projection", "average"])
+def test_dcgd_of_two_losses_conflicts_with_neither(variant):
+    cases = [conflicting(seed, 2, 3) * torch.tensor([[1.0], [scale]]) for seed in range(30) for scale in (1.0, 9.0)]
+    assert worst_conflict(lambda: DCGD(variant=variant), cases) >= -1e-9
+
+
+@pytest.mark.parametrize("variant", ["center", "projection", "average"])
+def test_dcgd_leaves_the_other_where_one_of_the_two_is_absent_or_nothing(variant):
+    rows = conflicting(0, 3)
+    method = DCGD(variant=variant, residual=["r", "s"])
+    named = Losses((0, 1, 2), 3, ("r", "b", "s"), tuple(torch.ones(3)))
+    cases = [([0, 2], rows), ([1], rows)]
+    cases += [([0, 1, 2], torch.stack([rows[0], rows[1], -share * rows[0]])) for share in (1, 1 + 1e-9)]
+    for present, changed in cases:
+        some = changed[present]
+        assert method.weights(some @ some.T, named.only(present)).tolist() == [1.0] * len(present)
+
+
+@pytest.mark.parametrize(
+    ("residual", "names", "message"),
+    [
+        (2, None, "`residual` is the loss with index 2, but there are 2."),
+        ([0, 1], None, "`residual` has all the losses, but DCGD needs another one"),
+        ("r", None, "`residual` names 'r', but they have no names. Give them as a dict"),
+        (["a", "r"], ("a", "b"), r"`residual` names 'r', but the losses are \['a', 'b'\]"),
+    ],
+)
+def test_a_residual_that_is_not_there_is_refused(residual, names, message):
+    with pytest.raises(ValueError, match=message):
+        DCGD(residual=residual).check(Losses((0, 1), 2, names, tuple(torch.ones(2))))
+
+
 @pytest.mark.parametrize(("average", "period"), [(0.9, 1), (0.9, 3), (0.0, 1), (1.0, 2)])
 def test_gradient_norms_are_jaxpi_s_grad_norm_weights_step_by_step(average, period):
     """But for the weight before the first step, which is 1 there: here it is the first one computed."""
@@ -305,9 +372,9 @@ def test_a_row_that_is_alone_stays_as_it_is(make):
 @every_method
 @given(seed=st.integers(0, 1000))
 def test_the_order_of_losses_is_irrelevant(make, seed):
-    """Random orders are the same for all losses here: two rows have but one."""
+    """Random orders are the same for all losses here: two rows have but one. Of DCGD's two groups, one has one loss."""
     random = torch.Generator().manual_seed(seed)
-    rows = conflicting(seed, 2 if make().state_dict().get("draws") else None)
+    rows = conflicting(seed, 2 if make().state_dict().get("draws") or isinstance(make(), DCGD) else None)
     values = torch.rand(len(rows), generator=random, dtype=torch.float64) + 0.1
     order = torch.randperm(len(rows), generator=random)
     expected = combine(make(), rows, values)
@@ -435,9 +502,10 @@ def test_nash_mtl_is_as_long_as_the_root_of_t_or_its_bound():
 
 @every_method
 def test_rows_without_conflict_of_one_length_are_treated_alike(make):
-    weights = make().weights(torch.eye(3, dtype=torch.float64), losses(3, torch.ones(3)))
+    n = 2 if isinstance(make(), DCGD) else 3  # in two groups
+    weights = make().weights(torch.eye(n, dtype=torch.float64), losses(n, torch.ones(n)))
     sums = weights.sum(0) if weights.ndim == 2 else weights
-    torch.testing.assert_close(sums, sums[:1].expand(3))
+    torch.testing.assert_close(sums, sums[:1].expand(n))
     assert sums[0] > 0
 
 
@@ -528,6 +596,10 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: UPGrad(eps=float("nan")), ValueError, "`eps` must be finite"),
         (lambda: DualProj(eps=-1), ValueError, "`eps` must be 0 or more, but it is -1"),
         (lambda: GradNorm(lr=0), ValueError, "`lr` must be above 0"),
+        (lambda: DCGD(variant="centre"), ValueError, "`variant` must be one of .* Did you mean 'center'"),
+        (lambda: DCGD(residual=[]), ValueError, "`residual` must have one loss or more"),
+        (lambda: DCGD(residual=[0, -1]), TypeError, "`residual` must be the index or name of a loss.* it is -1"),
+        (lambda: DCGD(residual=True), TypeError, "`residual` must be the index or name of a loss.* it is True"),
         (lambda: GradientNorms(average=1.1), ValueError, "`average` must be between 0 and 1, but it is 1.1"),
         (lambda: GradientNorms(period=0), ValueError, "`period` must be 1 or more, but it is 0"),
         (lambda: GradientNorms(period=2.5), TypeError, "`period` must be a whole number, but it is float"),

@@ -5,6 +5,7 @@ from .cagrad import CAGrad
 from .causal import CausalWeights
 from .conflict_free import ConFIG
 from .constant import ConstantWeights
+from .dcgd import DCGD
 from .dual_proj import DualProj
 from .dwa import DWA
 from .fairgrad import FairGrad
@@ -27,6 +28,7 @@ from .uncertainty import UncertaintyWeighting
 from .upgrad import UPGrad
 
 __all__ = [
+    "DCGD",
     "DWA",
     "FAMO",
     "IMTLG",
