@@ -8,6 +8,8 @@ import warnings
 import pytest
 import torch
 import torchjd.aggregation as torchjd
+from conflictfree.grad_operator import ConFIGOperator
+from conflictfree.weight_model import WeightModel
 from hard import HARD, REGULAR
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +88,10 @@ def torchjd_aligned(n, scale):
     return lambda rows: n * torchjd.AlignedMTL(scale_mode=scale)(rows)
 
 
+def exact():
+    return QuadprogProjector(norm_eps=0, reg_eps=1e-12)
+
+
 PEERS = {
     "MGDA": (MGDA, lambda n: torchjd.MGDA(epsilon=1e-9, max_iters=5000)),
     "CAGrad": (CAGrad, lambda n: torchjd.CAGrad(0.4)),
@@ -101,9 +107,9 @@ PEERS = {
     "AlignedMTL, median": (METHODS["AlignedMTL, median"], lambda n: torchjd_aligned(n, "median")),
     "AlignedMTL, rmse": (METHODS["AlignedMTL, rmse"], lambda n: torchjd_aligned(n, "rmse")),
     "UPGrad": (lambda: UPGrad(eps=1e-4), lambda n: torchjd.UPGrad()),
-    "UPGrad, exact": (UPGrad, lambda n: torchjd.UPGrad(projector=QuadprogProjector(norm_eps=0, reg_eps=1e-12))),
+    "UPGrad, exact": (UPGrad, lambda n: torchjd.UPGrad(projector=exact())),
     "DualProj": (lambda: DualProj(eps=1e-4), lambda n: torchjd.DualProj()),
-    "DualProj, exact": (DualProj, lambda n: torchjd.DualProj(projector=QuadprogProjector(norm_eps=0, reg_eps=1e-12))),
+    "DualProj, exact": (DualProj, lambda n: torchjd.DualProj(projector=exact())),
     "ConFIG": (ConFIG, lambda n: torchjd.ConFIG()),
 }
 CLOSE = {"MGDA": 5e-2, "CAGrad": 1e-3, "NashMTL": 1e-4, "NashMTL, free": 1e-4}  # solved there to these precisions
@@ -119,6 +125,82 @@ def test_the_result_is_torchjd_s(name, seed):
         theirs = peer(len(rows))(rows)
     close = CLOSE.get(name, 1e-6)
     torch.testing.assert_close(combine(make(), rows), theirs, rtol=close, atol=close * float(theirs.norm()))
+
+
+PREFERRED = {  # TorchJD's vector replaces the 1 / T of a mean
+    "UPGrad": (UPGrad, lambda p: torchjd.UPGrad(p / len(p), exact())),
+    "DualProj": (DualProj, lambda p: torchjd.DualProj(p / len(p), exact())),
+    "AlignedMTL": (AlignedMTL, torchjd.AlignedMTL),
+    "ConFIG": (ConFIG, torchjd.ConFIG),
+}
+
+
+def preferences(n, seed):
+    return (
+        3 * torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (torch.arange(n) != 1)
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+@pytest.mark.parametrize("name", PREFERRED)
+def test_preferences_are_torchjd_s_vectors(name, n):
+    make, peer = PREFERRED[name]
+    for seed in range(5):
+        rows, preference = conflicting(seed, n), preferences(n, seed)
+        theirs = peer(preference)(rows)
+        ours = combine(make(preference=preference.tolist()), rows)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.norm()))
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_preferences_of_config_are_the_direction_weights_of_its_authors_code(n):
+    class Directions(WeightModel):
+        def get_weights(self, gradients, losses=None, device=None):
+            return preference
+
+    for seed in range(5):
+        rows, preference = conflicting(seed, n), preferences(n, seed) + 0.1
+        theirs = ConFIGOperator(weight_model=Directions()).calculate_gradient(rows)
+        torch.testing.assert_close(combine(ConFIG(preference=preference.tolist()), rows), theirs)
+        cosines = rows @ theirs / rows.norm(dim=1)
+        torch.testing.assert_close(cosines / cosines[0], preference / preference[0])
+
+
+@pytest.mark.parametrize("name", PREFERRED)
+def test_preferences_go_by_name_and_those_of_absent_losses_are_left_out(name):
+    make, rows = PREFERRED[name][0], conflicting(1, 4)
+    named = Losses((0, 1, 2, 3), 4, tuple("abcd"), tuple(torch.ones(4)))
+    for present, expected in (([0, 1, 2, 3], [1.0, 3.0, 1.0, 0.5]), ([1, 2], [3.0, 1.0])):
+        some = rows[present]
+        by_name = make(preference={"b": 3, "d": 0.5}).weights(some @ some.T, named.only(present))
+        assert torch.equal(by_name, make(preference=expected).weights(some @ some.T, losses(len(some))))
+        assert not torch.equal(by_name, make().weights(some @ some.T, losses(len(some))))
+
+
+@pytest.mark.parametrize("name", PREFERRED)
+def test_equal_preferences_are_none(name):
+    rows = conflicting(2, 5)
+    assert torch.equal(mix(PREFERRED[name][0](preference=[1] * 5), rows), mix(PREFERRED[name][0](), rows))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_preferences_suit_hard_matrices(name):
+    rows = HARD[name]
+    for make, _ in PREFERRED.values():
+        assert mix(make(preference=list(range(len(rows)))), rows).isfinite().all()
+    for make in (UPGrad, DualProj):
+        assert worst_conflict(lambda make=make: make(preference=list(range(len(rows)))), [rows]) >= -1e-2
+
+
+@pytest.mark.parametrize("name", PREFERRED)
+def test_preferences_that_do_not_fit_are_refused(name):
+    make = PREFERRED[name][0]
+    with pytest.raises(ValueError, match="`preference` has 2 values for 3 losses"):
+        make(preference=[1, 2]).check(losses(3))
+    with pytest.raises(ValueError, match=r"`preference\[1\]` must be 0 or more"):
+        make(preference=[1, -2])
+    with pytest.raises(TypeError, match=r"`preference\['a'\]` must be a number"):
+        make(preference={"a": None})
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -250,7 +332,7 @@ def test_dcgd_is_the_paper_s_of_the_sums_of_two_groups(variant, seed):
 def test_dcgd_of_two_losses_is_what_others_have_for_the_sum(seed):
     """By projection TorchJD's DualProj, twice as that is of the mean; by the centre ConFIG."""
     rows = conflicting(seed, 2, 3) * torch.tensor([[1.0], [3.0]])
-    projected = torchjd.DualProj(projector=QuadprogProjector(norm_eps=0, reg_eps=1e-12))(rows)
+    projected = torchjd.DualProj(projector=exact())(rows)
     close = {"rtol": 1e-6, "atol": 1e-6 * float(rows.norm())}
     torch.testing.assert_close(combine(DCGD(variant="projection"), rows), 2 * projected, **close)
     torch.testing.assert_close(combine(DCGD(), rows), torchjd.ConFIG()(rows), **close)

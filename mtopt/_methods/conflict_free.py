@@ -5,23 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import check_not_negative
 from .._transform import GramianTransform, Losses
-from .solvers import equal_cosines
+from .settings import Setting, by_loss, check_setting
+from .solvers import given_cosines
 
 
 class ConFIG(GramianTransform):
     r"""Conflict-free inverse gradients: the direction that has the same cosine with each loss's gradient.
 
-    With $U$ the gradients at length 1, one in each row, and $u = U^+ 1$:
+    With $U$ the gradients at length 1, one in each row, and $u = U^+ \lambda$, where each $\lambda_i$ is usually 1:
 
     $$d = \Big(\sum_i g_i \cdot \frac{u}{\|u\|}\Big) \frac{u}{\|u\|}$$
 
     Where gradients are linearly dependent, $u$ is the solution of least squares, and may conflict; where that is 0, as
     for two opposite gradients, the result is 0.
 
+    Args:
+        preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
+            named). The cosines are in proportion to them. They are the direction weights of the authors' code.
+
+    Raises:
+        TypeError: If a `preference` is not a number.
+        ValueError: If a `preference` is below 0.
+
     Example:
-        >>> ConFIG()
-        ConFIG()
+        >>> ConFIG(preference={"boundary": 2.0})
+        ConFIG(preference={'boundary': 2.0})
 
     Source:
         Eq. (2) of Liu, Chu, Thuerey 2025, [arXiv:2408.11104](https://arxiv.org/abs/2408.11104).
@@ -30,9 +40,15 @@ class ConFIG(GramianTransform):
     scale_equivariant = True
     uses_values = False
 
+    def __init__(self, *, preference: Setting = 1.0) -> None:
+        self.preference = check_setting(preference, "preference", check_not_negative)
+
+    def check(self, losses: Losses) -> None:
+        by_loss(self.preference, losses, "preference", 1.0)
+
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         norms = gramian.diagonal().sqrt()
-        cosines = equal_cosines(gramian)
+        cosines = given_cosines(gramian, gramian.new_tensor(by_loss(self.preference, losses, "preference", 1.0)))
         weights = torch.where(norms > 0, cosines / norms, 0)
         square = weights @ gramian @ weights  # |u|²
         return torch.where(square > 1e-12 * cosines.square().sum(), weights * (gramian @ weights).sum() / square, 0)
