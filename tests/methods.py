@@ -28,13 +28,15 @@ GRAMIAN = {
     "GradVac": lambda: mtopt.GradVac(seed=5),
     "GradientNorms": lambda: mtopt.GradientNorms(average=0.5, period=2),
     "IMTLG": mtopt.IMTLG,
+    "Krum": lambda: mtopt.Krum(n_byzantine=0),
     "MGDA": mtopt.MGDA,
     "MGDA, loss": lambda: mtopt.MGDA(normalize="loss+"),
     "NashMTL": mtopt.NashMTL,
     "PCGrad": lambda: mtopt.PCGrad(seed=5),
     "UPGrad": mtopt.UPGrad,
 }
-METHODS = {**WEIGHTINGS, **GRAMIAN, "GradDrop": lambda: mtopt.GradDrop(seed=5)}
+ROWS = {"GradDrop": lambda: mtopt.GradDrop(seed=5), "TrimmedMean": mtopt.TrimmedMean}
+METHODS = {**WEIGHTINGS, **GRAMIAN, **ROWS}
 
 
 def after_step(transforms, losses):

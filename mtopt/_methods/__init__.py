@@ -17,6 +17,7 @@ from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .imtl_g import IMTLG
 from .imtl_l import IMTLL
+from .krum import Krum
 from .mgda import MGDA
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
@@ -24,6 +25,7 @@ from .relobralo import ReLoBRaLo
 from .rlw import RLW
 from .soft_adapt import SoftAdapt
 from .stch import STCH
+from .trimmed_mean import TrimmedMean
 from .uncertainty import UncertaintyWeighting
 from .upgrad import UPGrad
 
@@ -48,10 +50,12 @@ __all__ = [
     "GradNorm",
     "GradVac",
     "GradientNorms",
+    "Krum",
     "NashMTL",
     "PCGrad",
     "ReLoBRaLo",
     "SoftAdapt",
+    "TrimmedMean",
     "UPGrad",
     "UncertaintyWeighting",
 ]
