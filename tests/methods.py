@@ -21,6 +21,7 @@ GRAMIAN = {
     "AlignedMTL": mtopt.AlignedMTL,
     "CAGrad": mtopt.CAGrad,
     "ConFIG": mtopt.ConFIG,
+    "CRMOGM": lambda: mtopt.CRMOGM(mtopt.UPGrad(), average=0.5),
     "DCGD": mtopt.DCGD,
     "DualProj": mtopt.DualProj,
     "FairGrad": lambda: mtopt.FairGrad(alpha=2.0),

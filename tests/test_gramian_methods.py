@@ -17,12 +17,14 @@ from methods import GRAMIAN
 from torchjd.linalg import QuadprogProjector
 
 from mtopt import (
+    CRMOGM,
     DCGD,
     IMTLG,
     MGDA,
     AlignedMTL,
     CAGrad,
     ConFIG,
+    ConstantWeights,
     DualProj,
     FairGrad,
     GradientNorms,
@@ -44,6 +46,8 @@ METHODS = {
     "MGDA, l2": lambda: MGDA(normalize="l2"),
     "MGDA, loss alone": lambda: MGDA(normalize="loss"),
     "NashMTL, free": lambda: NashMTL(max_norm=0),
+    "CRMOGM, reads losses": lambda: CRMOGM(MGDA(normalize="loss+")),
+    "CRMOGM, draws": lambda: CRMOGM(PCGrad(seed=5)),
     "Krum, several": lambda: Krum(n_byzantine=1, n_selected=2),
     "DCGD, projection": lambda: DCGD(variant="projection"),
     "DCGD, average": lambda: DCGD(variant="average", residual=[1, 0]),
@@ -431,6 +435,44 @@ def test_krum_refuses_too_short_a_list(method, message):
     method().check(losses(5).only([0, 1]))
 
 
+CRMOGM_PEERS = {"UPGrad": (UPGrad, torchjd.UPGradWeighting, 1e-3), "IMTLG": (IMTLG, torchjd.IMTLGWeighting, 1e-6)}
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("name", CRMOGM_PEERS)
+def test_cr_mogm_is_torchjd_s_step_by_step(name, average):
+    """Also where the weights are those of a mixing matrix, as UPGrad's are."""
+    make, peer, close = CRMOGM_PEERS[name]
+    ours = CRMOGM(make(eps=1e-4) if make is UPGrad else make(), average=average)
+    theirs = torchjd.GramianWeightedAggregator(torchjd.CRMOGMWeighting(peer(), alpha=average))
+    for seed in range(6):
+        rows = conflicting(seed, 4)
+        torch.testing.assert_close(combine(ours, rows), theirs(rows), rtol=close, atol=close)
+
+
+def test_cr_mogm_asks_its_method_for_all_that_it_is_asked_itself():
+    assert CRMOGM(GradNorm()).uses_values
+    assert not CRMOGM(UPGrad()).uses_values
+    assert CRMOGM(UPGrad()).scale_equivariant
+    assert not CRMOGM(NashMTL()).scale_equivariant
+    with pytest.raises(ValueError, match="GradNorm needs losses above 0"):
+        CRMOGM(GradNorm()).check(losses(2, torch.tensor([1.0, 0.0])))
+    inner = GradNorm()
+    mix(inner, conflicting(0, 3))
+    with pytest.raises(ValueError, match="`losses` has 4 entries, but 3 in the steps before"):
+        CRMOGM(inner).check_losses(losses(4))
+
+
+@pytest.mark.parametrize(
+    ("method", "found"), [(UPGrad, "the class UPGrad"), ("UPGrad", "a str"), (ConstantWeights(1), "a ConstantWeights")]
+)
+def test_cr_mogm_takes_a_method_from_the_gramian(method, found):
+    with pytest.raises(
+        TypeError, match=rf"`method` must be a method from the Gramian, e.g. MGDA\(\), but it is {found}"
+    ):
+        CRMOGM(method)
+
+
 @pytest.mark.parametrize(("average", "period"), [(0.9, 1), (0.9, 3), (0.0, 1), (1.0, 2)])
 def test_gradient_norms_are_jaxpi_s_grad_norm_weights_step_by_step(average, period):
     """But for the weight before the first step, which is 1 there: here it is the first one computed."""
@@ -520,7 +562,7 @@ def test_the_order_of_losses_is_irrelevant(make, seed):
     Of equals Krum takes the first: among six there are none.
     """
     random = torch.Generator().manual_seed(seed)
-    few = make().state_dict().get("draws") or isinstance(make(), DCGD)
+    few = "draws" in str(make().state_dict()) or isinstance(make(), DCGD)
     rows = conflicting(seed, 2 if few else 6 if isinstance(make(), Krum) else None)
     values = torch.rand(len(rows), generator=random, dtype=torch.float64) + 0.1
     order = torch.randperm(len(rows), generator=random)
@@ -573,6 +615,8 @@ def worst_conflict(make, cases):
 @every_method
 def test_non_conflict_is_as_declared(make):
     """Where it is promised it holds; where it is not, there are rows on which it fails."""
+    if isinstance(make(), CRMOGM):
+        pytest.skip("its first step is the method's own: see below")
     regular = [conflicting(seed, n, size) for seed in range(30) for n, size in ((2, 5), (3, 5), (6, 60))]
     regular += [HARD[name] for name in REGULAR]
     dependent = [HARD[name] for name in HARD if name not in REGULAR]
@@ -584,11 +628,18 @@ def test_non_conflict_is_as_declared(make):
         assert worst_conflict(make, regular + dependent) < -1e-2
 
 
+def test_cr_mogm_keeps_no_promise_of_its_method_after_the_first_step():
+    method, rows = CRMOGM(UPGrad()), torch.tensor([[3.0, 0.0], [-1.0, 0.2]], dtype=torch.float64)
+    mix(method, torch.tensor([[0.0, 1.0], [4.0, 0.0]], dtype=torch.float64))
+    assert not method.non_conflicting
+    assert (rows @ mix(method, rows).sum(0)).min() < -1e-2
+
+
 @every_method
 def test_two_opposite_gradients_leave_nothing(make):
     """A Pareto-stationary point. (Normalized by the losses, MGDA sees other gradients.)"""
     rows = HARD["opposite"]
-    if isinstance(method := make(), MGDA) and method.uses_values:
+    if isinstance(getattr(method := make(), "method", method), MGDA) and method.uses_values:
         pytest.xfail("stationary for the logarithms of the losses instead")
     assert mix(make(), rows).sum(0).abs().max() <= 1e-9 * rows.abs().max()
 
@@ -662,6 +713,7 @@ def test_rows_without_conflict_of_one_length_are_treated_alike(make):
 
 
 STATEFUL = {
+    "CRMOGM": lambda: CRMOGM(GradNorm(), average=0.5),
     "GradVac": lambda: GradVac(seed=3),
     "GradNorm": GradNorm,
     "GradientNorms": lambda: GradientNorms(average=0.5, period=2),
@@ -745,6 +797,7 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: UPGrad(eps=float("nan")), ValueError, "`eps` must be finite"),
         (lambda: DualProj(eps=-1), ValueError, "`eps` must be 0 or more, but it is -1"),
         (lambda: GradNorm(lr=0), ValueError, "`lr` must be above 0"),
+        (lambda: CRMOGM(MGDA(), average=-0.1), ValueError, "`average` must be between 0 and 1, but it is -0.1"),
         (lambda: Krum(n_byzantine=-1), ValueError, "`n_byzantine` must be 0 or more, but it is -1"),
         (lambda: Krum(n_selected=0), ValueError, "`n_selected` must be 1 or more, but it is 0"),
         (lambda: Krum(n_byzantine=0.5), TypeError, "`n_byzantine` must be a whole number"),

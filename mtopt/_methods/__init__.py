@@ -5,6 +5,7 @@ from .cagrad import CAGrad
 from .causal import CausalWeights
 from .conflict_free import ConFIG
 from .constant import ConstantWeights
+from .cr_mogm import CRMOGM
 from .dcgd import DCGD
 from .dual_proj import DualProj
 from .dwa import DWA
@@ -30,6 +31,7 @@ from .uncertainty import UncertaintyWeighting
 from .upgrad import UPGrad
 
 __all__ = [
+    "CRMOGM",
     "DCGD",
     "DWA",
     "FAMO",
