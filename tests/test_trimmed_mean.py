@@ -65,7 +65,8 @@ def test_narrow_rows_stay_narrow(dtype):
     found = transformed(TrimmedMean(), rows)
     assert found.dtype == dtype
     expected = transformed(TrimmedMean(), rows.double())
-    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+    rounding = 1 if dtype == torch.float32 else 0.51  # once, in the end
+    torch.testing.assert_close(found.double(), expected, rtol=rounding * torch.finfo(dtype).eps, atol=0)
 
 
 def test_a_spoiled_loss_moves_no_weight_far():

@@ -58,9 +58,9 @@ class Krum(GramianTransform):
         n_nearest = len(gramian) - self.n_byzantine - 2
         if n_nearest < 1:
             return torch.full_like(gramian.diagonal(), 1 / len(gramian))
-        squares = gramian.diagonal() + gramian.diagonal()[:, None] - gramian - gramian.T
-        squares = squares.clamp_min(0).fill_diagonal_(-1).sort(1).values  # each row's own comes first
-        selected = squares[:, 1 : 1 + n_nearest].sum(1).argsort(stable=True)[: self.n_selected]
+        squares = gramian.diagonal() + gramian.diagonal()[:, None] - (gramian + gramian.T)
+        nearest = squares.sort(1).values[:, 1 : 1 + n_nearest]  # without its own, 0
+        selected = nearest.sum(1).argsort(stable=True)[: self.n_selected]
         weights = torch.zeros_like(gramian.diagonal())
         weights[selected] = 1 / len(selected)
         return weights
