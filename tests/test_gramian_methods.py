@@ -9,6 +9,13 @@ import pytest
 import torch
 import torchjd.aggregation as torchjd
 from conflictfree.grad_operator import ConFIGOperator
+from conflictfree.length_model import (
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+)
 from conflictfree.weight_model import WeightModel
 from hard import HARD, REGULAR
 from hypothesis import given
@@ -46,6 +53,9 @@ METHODS = {
     "MGDA, l2": lambda: MGDA(normalize="l2"),
     "MGDA, loss alone": lambda: MGDA(normalize="loss"),
     "NashMTL, free": lambda: NashMTL(max_norm=0),
+    "ConFIG, min": lambda: ConFIG(length="min"),
+    "ConFIG, harmonic": lambda: ConFIG(length="harmonic"),
+    "ConFIG, geometric": lambda: ConFIG(length="geometric"),
     "CRMOGM, reads losses": lambda: CRMOGM(MGDA(normalize="loss+")),
     "CRMOGM, draws": lambda: CRMOGM(PCGrad(seed=5)),
     "Krum, several": lambda: Krum(n_byzantine=1, n_selected=2),
@@ -158,18 +168,44 @@ def test_preferences_are_torchjd_s_vectors(name, n):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.norm()))
 
 
+class Directions(WeightModel):
+    """Direction weights for conflictfree, whose own equal ones are float32."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def get_weights(self, gradients, losses=None, device=None):
+        return self.numbers
+
+
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_the_preferences_of_config_are_the_direction_weights_of_its_authors_code(n):
-    class Directions(WeightModel):
-        def get_weights(self, gradients, losses=None, device=None):
-            return preference
-
     for seed in range(5):
         rows, preference = conflicting(seed, n), preferences(n, seed) + 0.1
-        theirs = ConFIGOperator(weight_model=Directions()).calculate_gradient(rows)
+        theirs = ConFIGOperator(weight_model=Directions(preference)).calculate_gradient(rows)
         torch.testing.assert_close(combine(ConFIG(preference=preference.tolist()), rows), theirs)
         cosines = rows @ theirs / rows.norm(dim=1)
         torch.testing.assert_close(cosines / cosines[0], preference / preference[0])
+
+
+LENGTHS = {
+    "min": TrackMinimum,
+    "max": TrackMaximum,
+    "mean": TrackArithmeticAverage,
+    "harmonic": TrackHarmonicAverage,
+    "geometric": TrackGeometricAverage,
+}
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_lengths_of_config_are_its_authors_rules(length, n):
+    for seed in range(5):
+        rows = conflicting(seed, n) * torch.arange(1, n + 1)[:, None]
+        theirs = ConFIGOperator(Directions(torch.ones(n).double()), LENGTHS[length]()).calculate_gradient(rows)
+        torch.testing.assert_close(combine(ConFIG(length=length), rows), theirs)
+        with_zero = torch.cat([rows, torch.zeros_like(rows[:1])])
+        torch.testing.assert_close(combine(ConFIG(length=length), with_zero), theirs)
 
 
 @pytest.mark.parametrize("name", PREFERRED)
@@ -800,6 +836,11 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: UPGrad(eps=float("nan")), ValueError, "`eps` must be finite"),
         (lambda: DualProj(eps=-1), ValueError, "`eps` must be 0 or more, but it is -1"),
         (lambda: GradNorm(lr=0), ValueError, "`lr` must be above 0"),
+        (
+            lambda: ConFIG(length="median"),
+            ValueError,
+            "`length` must be one of 'projection', 'min', 'max', 'mean', 'har",
+        ),
         (lambda: CRMOGM(MGDA(), average=-0.1), ValueError, "`average` must be between 0 and 1, but it is -0.1"),
         (lambda: Krum(n_byzantine=-1), ValueError, "`n_byzantine` must be 0 or more, but it is -1"),
         (lambda: Krum(n_selected=0), ValueError, "`n_selected` must be 1 or more, but it is 0"),

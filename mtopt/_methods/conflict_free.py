@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .._checks import check_not_negative
+from .._checks import check_not_negative, check_one_of
 from .._transform import GramianTransform, Losses
 from .settings import Setting, by_loss, check_setting
 from .solvers import given_cosines
+
+LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "min": torch.min,
+    "max": torch.max,
+    "mean": torch.mean,
+    "harmonic": lambda norms: 1 / (1 / norms).mean(),
+    "geometric": lambda norms: norms.log().mean().exp(),
+}
 
 
 class ConFIG(GramianTransform):
@@ -24,10 +34,13 @@ class ConFIG(GramianTransform):
     Args:
         preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
             named). The cosines are in proportion to them. They are the direction weights of the authors' code.
+        length: `"projection"` is the equation's: the sum of the projections. The others are the length rules of the
+            authors' code: as if each gradient had the `"min"`, `"max"`, `"mean"`, `"harmonic"` or `"geometric"` mean of
+            their lengths. Gradients that are 0 do not count.
 
     Raises:
         TypeError: If a `preference` is not a number.
-        ValueError: If a `preference` is below 0.
+        ValueError: If a `preference` is below 0, or `length` is none of these.
 
     Example:
         >>> ConFIG(preference={"boundary": 2.0})
@@ -40,8 +53,9 @@ class ConFIG(GramianTransform):
     scale_equivariant = True
     uses_values = False
 
-    def __init__(self, *, preference: Setting = 1.0) -> None:
+    def __init__(self, *, preference: Setting = 1.0, length: str = "projection") -> None:
         self.preference = check_setting(preference, "preference", check_not_negative)
+        self.length = check_one_of(length, "length", ("projection", *LENGTHS))
 
     def check(self, losses: Losses) -> None:
         by_loss(self.preference, losses, "preference", 1.0)
@@ -50,5 +64,8 @@ class ConFIG(GramianTransform):
         norms = gramian.diagonal().sqrt()
         cosines = given_cosines(gramian, gramian.new_tensor(by_loss(self.preference, losses, "preference", 1.0)))
         weights = torch.where(norms > 0, cosines / norms, 0)
-        square = weights @ gramian @ weights  # |u|²
-        return torch.where(square > 1e-12 * cosines.square().sum(), weights * (gramian @ weights).sum() / square, 0)
+        products = gramian @ weights
+        square = weights @ products  # |u|²
+        if self.length != "projection" and (norms > 0).any():
+            products = torch.where(norms > 0, products / norms, 0) * LENGTHS[self.length](norms[norms > 0])
+        return torch.where(square > 1e-12 * cosines.square().sum(), weights * products.sum() / square, 0)
