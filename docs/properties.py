@@ -26,6 +26,10 @@ KINDS = {
 }
 
 
+NEEDED: dict[type[Transform], tuple[Any, ...]] = {mtopt.ConstantWeights: (1.0,), mtopt.CRMOGM: (mtopt.MGDA(),)}
+"""What a method cannot be made without."""
+
+
 class Properties(Extension):
     """What mkdocs.yml names: an extension of Python-Markdown, since MkDocs and Zensical both run those."""
 
@@ -53,7 +57,12 @@ def _methods(kind: type[Transform]) -> Iterator[Transform]:
     for name in sorted(mtopt.__all__, key=str.lower):
         method = getattr(mtopt, name)
         if isinstance(method, type) and issubclass(method, kind) and method not in (kind, mtopt.Every):
-            yield method(1.0) if method is mtopt.ConstantWeights else method()
+            yield usual(method)
+
+
+def usual(method: type[Transform]) -> Transform:
+    """One with its default settings."""
+    return method(*copy.deepcopy(NEEDED.get(method, ())))
 
 
 def _row(method: Transform) -> tuple[str, ...]:

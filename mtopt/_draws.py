@@ -109,9 +109,7 @@ def hashed(start: int, step: int, into: Tensor, memory: Tensor) -> None:
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         upper = torch.bitwise_right_shift(into, shift, out=memory).bitwise_and_(2 ** (32 - shift) - 1)
         into.bitwise_xor_(upper).mul_(_signed(factor))
-    into.bitwise_xor_(
-        torch.bitwise_right_shift(into, 16, out=memory)
-    )  # the highest bits apart, which nobody reads
+    into.bitwise_xor_(torch.bitwise_right_shift(into, 16, out=memory))  # the highest bits apart, which nobody reads
 
 
 def _signed(number: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mtopt
 
 WEIGHTINGS = {
+    "CausalWeights": lambda: mtopt.CausalWeights(eps=0.5),
     "ConstantWeights": lambda: mtopt.ConstantWeights([2.0, 0.5, 1.5]),
     "DWA": mtopt.DWA,
     "FAMO": mtopt.FAMO,
@@ -20,18 +21,23 @@ GRAMIAN = {
     "AlignedMTL": mtopt.AlignedMTL,
     "CAGrad": mtopt.CAGrad,
     "ConFIG": mtopt.ConFIG,
+    "CRMOGM": lambda: mtopt.CRMOGM(mtopt.UPGrad(), average=0.5),
+    "DCGD": mtopt.DCGD,
     "DualProj": mtopt.DualProj,
     "FairGrad": lambda: mtopt.FairGrad(alpha=2.0),
     "GradNorm": lambda: mtopt.GradNorm(lr=0.1),
     "GradVac": lambda: mtopt.GradVac(seed=5),
+    "GradientNorms": lambda: mtopt.GradientNorms(average=0.5, period=2),
     "IMTLG": mtopt.IMTLG,
+    "Krum": lambda: mtopt.Krum(n_byzantine=0),
     "MGDA": mtopt.MGDA,
     "MGDA, loss": lambda: mtopt.MGDA(normalize="loss+"),
     "NashMTL": mtopt.NashMTL,
     "PCGrad": lambda: mtopt.PCGrad(seed=5),
     "UPGrad": mtopt.UPGrad,
 }
-METHODS = {**WEIGHTINGS, **GRAMIAN, "GradDrop": lambda: mtopt.GradDrop(seed=5)}
+ROWS = {"GradDrop": lambda: mtopt.GradDrop(seed=5), "TrimmedMean": mtopt.TrimmedMean}
+METHODS = {**WEIGHTINGS, **GRAMIAN, **ROWS}
 
 
 def after_step(transforms, losses):

@@ -26,6 +26,7 @@ import mtopt
 from mtopt._comparison import statistics
 from mtopt._comparison.compare import Comparison, compare
 from mtopt._comparison.statistics import holm, paired_p, summarize
+from mtopt._comparison.study import checked_study
 
 PLAIN = "plain sum"
 MEASURED = {"seconds_per_step", "memory"}  # of a run: all else is the same if it is repeated
@@ -234,6 +235,14 @@ def test_the_global_random_state_is_left_as_it_was():
         study({"noise": Noise()}, batches=loader, make_metrics=lambda model: 1 / 0)
     after = [state() for state in states]
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(after, before, strict=True))
+
+
+def test_random_numbers_of_a_method_inside_another_differ_from_seed_to_seed_too():
+    method = mtopt.CRMOGM(mtopt.PCGrad(seed=1))
+    checked = checked_study(Net, two_losses, BATCHES, {"inside": method})
+    seeds = [checked.transforms("inside", seed)[0].method.draws.seed for seed in range(3)]
+    assert len(set(seeds)) == 3
+    assert method.method.draws.seed == seeds[0] == 1
 
 
 # -- losses, metrics, sites, time --------------------------------------------------------------------------------------

@@ -469,7 +469,7 @@ def test_every_stands_alone_around_a_method_of_weights():
             MultiLossOptimizer(sgd(model), other, at="parameters")
     with pytest.raises(ValueError, match="Every is about each parameter"):
         MultiLossOptimizer(sgd(model), [Every(UPGrad(), 2)])
-    with pytest.raises(TypeError, match="`transform` must be a GramianTransform, such as UPGrad"):
+    with pytest.raises(TypeError, match="`method` must be a method from the Gramian"):
         Every(GradDrop(), 2)
     with pytest.raises(ValueError, match="`steps` must be"):
         Every(UPGrad(), 0)

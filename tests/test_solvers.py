@@ -170,13 +170,16 @@ def test_fair_weights_are_finite(name, power):
     assert (weights >= 0).all()
 
 
+@pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("name", HARD)
-def test_equal_cosines_are_numpy_s_least_squares(name):
+def test_given_cosines_are_numpy_s_least_squares(name, equal):
     rows, norms = unit(HARD[name])
-    weights = solvers.equal_cosines(HARD[name] @ HARD[name].T)
+    here = HARD[name].norm(dim=1) > 0
+    products = torch.ones(len(here), dtype=torch.float64) if equal else torch.arange(len(here)).double()
+    weights = solvers.given_cosines(HARD[name] @ HARD[name].T, products)
     assert (weights[HARD[name].norm(dim=1) == 0] == 0).all()
     if len(norms) > 0:
-        theirs, *_ = np.linalg.lstsq(rows.numpy(), np.ones(len(rows)), rcond=1e-4)
+        theirs, *_ = np.linalg.lstsq(rows.numpy(), products[here].numpy(), rcond=1e-4)
         ours = weights[HARD[name].norm(dim=1) > 0] @ rows
         torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-5, atol=1e-5)
 
@@ -192,7 +195,7 @@ def test_solvers_know_no_order(seed, n):
         solvers.min_norm,
         lambda g: solvers.conflict_averse(g, 0.4),
         lambda g: solvers.fair_weights(g, 1.0),
-        solvers.equal_cosines,
+        lambda g: solvers.given_cosines(g, torch.ones(len(g), dtype=torch.float64)),
     ):
         torch.testing.assert_close(solve(turned), solve(gramian)[order], rtol=1e-5, atol=1e-7)
 
@@ -226,9 +229,10 @@ def gramians(n_rows, how_many=150):
 
 
 @pytest.mark.parametrize("n_rows", [2, 3, 4])
-@pytest.mark.parametrize("name", ["min_norm", "dual_cone_projection", "equal_cosines"])
+@pytest.mark.parametrize("name", ["min_norm", "dual_cone_projection", "given_cosines"])
 def test_few_rows_have_the_weights_that_many_have(monkeypatch, name, n_rows):
-    vectors = (torch.eye(n_rows, dtype=torch.float64),) if name == "dual_cone_projection" else ()
+    given = {"dual_cone_projection": torch.eye(n_rows).double(), "given_cosines": torch.arange(n_rows).double()}
+    vectors = (given[name],) if name in given else ()
     solved = 0
     for gramian in gramians(n_rows):
         as_lists = (vector.tolist() for vector in vectors)

@@ -143,7 +143,7 @@ def test_the_state_of_a_method_fits_a_class_made_from_it():
     refused(start(mtopt.GradDrop())[1], mine.state_dict(), "it is of Mine")
 
 
-OF_LOSSES = ("GradNorm", "GradVac", "FAMO", "DWA", "SoftAdapt", "IMTLL")
+OF_LOSSES = ("GradNorm", "GradientNorms", "GradVac", "FAMO", "DWA", "SoftAdapt", "IMTLL")
 
 
 @pytest.mark.parametrize("name", OF_LOSSES)

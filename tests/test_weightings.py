@@ -19,6 +19,7 @@ from torch import nn
 from mtopt import GradDrop, Losses, MultiLossOptimizer, UncertaintyWeighting
 from mtopt._combine.pipeline import Pipeline
 from mtopt._draws import Draws
+from mtopt._methods.causal import CausalWeights
 from mtopt._methods.constant import ConstantWeights
 from mtopt._methods.dwa import DWA
 from mtopt._methods.famo import FAMO
@@ -36,6 +37,7 @@ NAN, INF = math.nan, math.inf
 # Unseeded where they draw, with settings that let a few steps show everything.
 METHODS = {
     "ConstantWeights": lambda: ConstantWeights(0.3),
+    "CausalWeights": lambda: CausalWeights(eps=0.3),
     "UncertaintyWeighting": lambda: UncertaintyWeighting(lr=0.1),
     "DWA": lambda: DWA(tau=0.5),
     "RLW": lambda: RLW(seed=5),
@@ -49,7 +51,9 @@ METHODS = {
     "ReLoBRaLo": lambda: ReLoBRaLo(alpha=0.7, beta=0.7, seed=5),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
-every_stateful_method = pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ConstantWeights", "RLW")])
+every_stateful_method = pytest.mark.parametrize(
+    "name", [n for n in METHODS if n not in ("ConstantWeights", "CausalWeights", "RLW")]
+)
 
 
 def known(values, dtype=torch.float64, names=None):
@@ -194,6 +198,17 @@ class Constant(Weighted):
         return [0.5, 2.0, 1.0]
 
 
+class SlowCausal(Weighted):
+    """The temporal weights of jaxpi, by the matrix that adds up the losses before each."""
+
+    def __init__(self, eps):
+        self.eps = eps
+
+    def weights(self, values):
+        held = [eps * value for eps, value in zip(self.eps, values, strict=True)]
+        return [math.exp(-sum(held[:i])) for i in range(len(values))]
+
+
 class SlowSoftAdapt(Weighted):
     """Section 3.1 of the paper, with slopes that are exact for polynomials as long as the window."""
 
@@ -246,6 +261,8 @@ class SlowReLoBRaLo(Weighted):
 
 ORACLES = {
     "ConstantWeights": lambda: (ConstantWeights([0.5, 2, 1]), Constant()),
+    "CausalWeights": lambda: (CausalWeights(), SlowCausal([1, 1, 1])),
+    "CausalWeights, each its own": lambda: (CausalWeights(eps=[0, 0.1, 2]), SlowCausal([0, 0.1, 2])),
     "UncertaintyWeighting": lambda: (UncertaintyWeighting(), TrainedPeer(peers.UW(3), "log_var", 1e-3, -0.5)),
     "UncertaintyWeighting, fast": lambda: (
         UncertaintyWeighting(lr=0.3, start=1),
@@ -356,7 +373,7 @@ def test_softadapt_gives_the_numbers_of_its_authors_readme(variant, scale, expec
 # -- laws of all -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "RLW"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("RLW", "CausalWeights")])
 def test_the_order_of_the_losses_does_not_matter(name):
     order, steps = [2, 0, 1], random_steps(8)
     torch.manual_seed(0)
@@ -378,7 +395,7 @@ def test_for_rlw_the_order_does_not_matter_in_distribution():
 def test_one_loss_is_weighted_too(name):
     weights = play(METHODS[name](), random_steps(8, n_losses=1))
     assert all(w.shape == (1,) and w.dtype == torch.float64 and w.isfinite().all() for w in weights)
-    if name in ("DWA", "RLW", "GeometricMean", "FAMO", "ReLoBRaLo") or "SoftAdapt" in name:
+    if name in ("CausalWeights", "DWA", "RLW", "GeometricMean", "FAMO", "ReLoBRaLo") or "SoftAdapt" in name:
         assert_close(torch.cat(weights), torch.ones(8, dtype=torch.float64))
 
 
@@ -443,7 +460,7 @@ def test_losses_come_and_go(name):
 def test_another_number_of_losses_is_refused_by_what_keeps_numbers(name):
     method = METHODS[name]()
     play(method, random_steps(3))
-    if name in ("ConstantWeights", "RLW", "GeometricMean"):
+    if name in ("ConstantWeights", "CausalWeights", "RLW", "GeometricMean"):
         play(method, random_steps(1, n_losses=2))
         return
     with pytest.raises(ValueError, match="`losses` has 2 entries, but 3 in the steps before"):
@@ -560,6 +577,8 @@ def test_the_optimizers_checkpoint_has_the_weighting():
     [
         (ConstantWeights(2), "ConstantWeights(weight=2.0)"),
         (ConstantWeights([1, 0.5]), "ConstantWeights(weight=(1.0, 0.5))"),
+        (CausalWeights(), "CausalWeights()"),
+        (CausalWeights(eps={"a": 0}), "CausalWeights(eps={'a': 0.0})"),
         (DWA(), "DWA()"),
         (DWA(tau=1), "DWA(tau=1.0)"),
         (RLW(seed=2), "RLW()"),
@@ -586,6 +605,8 @@ def test_repr_shows_what_was_chosen(method, text):
         (ConstantWeights, {"weight": "much"}, TypeError, r"`weight` must be a number"),
         (ConstantWeights, {"weight": [1, INF]}, ValueError, r"`weight\[1\]` must be finite"),
         (ConstantWeights, {"weight": {"a": NAN}}, ValueError, r"`weight\['a'\]` must be finite"),
+        (CausalWeights, {"eps": [1, -1]}, ValueError, r"`eps\[1\]` must be 0 or more"),
+        (CausalWeights, {"eps": "much"}, TypeError, r"`eps` must be a number"),
         (DWA, {"tau": 0}, ValueError, "`tau` must be above 0"),
         (RLW, {"seed": 1.5}, TypeError, "`seed` must be a whole number"),
         (IMTLL, {"lr": 0}, ValueError, "`lr` must be above 0"),
@@ -616,6 +637,8 @@ def test_bad_settings_are_refused_at_once(kind, settings, error, match):
     [
         (ConstantWeights([1, 2]), "`weight` has 2 values for 3 losses"),
         (ConstantWeights({"d": 1}), r"`weight` names \['d'\], but the losses are \['a', 'b', 'c'\]"),
+        (CausalWeights(eps=[1, 2]), "`eps` has 2 values for 3 losses"),
+        (CausalWeights(eps={"d": 1}), r"`eps` names \['d'\], but the losses are \['a', 'b', 'c'\]"),
         (STCH(preference=[1, 2]), "`preference` has 2 values for 3 losses"),
         (FAMO(min_losses={"d": 1}), r"`min_losses` names \['d'\]"),
     ],
@@ -631,6 +654,7 @@ def test_settings_that_do_not_fit_the_losses_are_refused(method, match):
     [
         (GeometricMean(), [1.0, 0.0, 1.0], r"losses\[b\]. is 0, but GeometricMean needs losses above 0"),
         (GeometricMean(), [None, 1.0, -2.0], r"losses\[c\]. is -2, "),
+        (CausalWeights(), [1.0, 1.0, -0.5], r"losses\[c\]. is -0.5, but CausalWeights needs losses of 0 or more. Add"),
         (STCH(), [-0.5, 1.0, 1.0], r"losses\[a\]. is -0.5, but STCH needs losses above 0"),
         (FAMO(), [1.0, 1.0, -0.5], r"losses\[c\]. is -0.5, but FAMO needs losses above their `min_losses`, 0.0. Lower"),
         (FAMO(min_losses={"b": 2}), [1.0, 1.5, 1.0], r"losses\[b\]. is 1.5, but FAMO needs losses above"),
@@ -688,6 +712,19 @@ def test_constant_weights_by_name_leave_the_others_at_1():
     losses = known([1.0, None, 1.0], names=("a", "b", "c"))
     assert ConstantWeights({"c": 0.25}).weights(losses).tolist() == [1, 0.25]
     assert ConstantWeights([1, 2, -3]).weights(losses).tolist() == [1, -3]
+
+
+def test_a_loss_before_all_times_is_not_weighted_and_holds_no_other_back():
+    causal = CausalWeights(eps={"boundary": 0})
+    losses = known([-9.0, 1.0, None, 2.0, 0.5], names=("boundary", "early", "noon", "late", "night"))
+    causal.check(losses)
+    expected = [1, 1, math.exp(-1), math.exp(-3)]
+    assert causal.weights(losses).tolist() == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_small_loss_before_a_large_one_still_holds_that_back():
+    weights = CausalWeights().weights(known([5.0, 1e20, 1.0]))
+    assert weights.tolist() == [1, math.exp(-5), 0]
 
 
 def test_preferences_and_bounds_go_by_name():

@@ -60,9 +60,9 @@ class Study:
                 f"`methods[{method!r}]` must make a transform or a list of them, but it made {kind_of(made)}."
             )
         transforms: list[Transform] = copy.deepcopy([made] if isinstance(made, Transform) else list(made))
-        parts = (part for transform in transforms for part in vars(transform).values())
-        for draws in (part for part in parts if isinstance(part, Draws)):
-            draws.seed += seed << 32
+        for transform in transforms:
+            for draws in _draws_of(transform):
+                draws.seed += seed << 32
         return transforms
 
     def site(self, method: str) -> SiteLike:
@@ -161,3 +161,12 @@ def checked_study(
         epochs,
         check_length(epochs, seconds),
     )
+
+
+def _draws_of(transform: Transform) -> Iterator[Draws]:
+    """Its random numbers, and those of a method that it asks."""
+    for part in vars(transform).values():
+        if isinstance(part, Draws):
+            yield part
+        elif isinstance(part, Transform):
+            yield from _draws_of(part)

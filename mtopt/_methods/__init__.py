@@ -2,8 +2,11 @@
 
 from .aligned_mtl import AlignedMTL
 from .cagrad import CAGrad
+from .causal import CausalWeights
 from .conflict_free import ConFIG
 from .constant import ConstantWeights
+from .cr_mogm import CRMOGM
+from .dcgd import DCGD
 from .dual_proj import DualProj
 from .dwa import DWA
 from .every import Every
@@ -11,10 +14,12 @@ from .fairgrad import FairGrad
 from .famo import FAMO
 from .geometric_mean import GeometricMean
 from .graddrop import GradDrop
+from .gradient_norms import GradientNorms
 from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .imtl_g import IMTLG
 from .imtl_l import IMTLL
+from .krum import Krum
 from .mgda import MGDA
 from .momentum import Momentum
 from .nash_mtl import NashMTL
@@ -23,11 +28,14 @@ from .relobralo import ReLoBRaLo
 from .rlw import RLW
 from .soft_adapt import SoftAdapt
 from .stch import STCH
+from .trimmed_mean import TrimmedMean
 from .uncertainty import UncertaintyWeighting
 from .upgrad import UPGrad
 from .whitening import Whitening
 
 __all__ = [
+    "CRMOGM",
+    "DCGD",
     "DWA",
     "FAMO",
     "IMTLG",
@@ -37,6 +45,7 @@ __all__ = [
     "STCH",
     "AlignedMTL",
     "CAGrad",
+    "CausalWeights",
     "ConFIG",
     "ConstantWeights",
     "DualProj",
@@ -46,11 +55,14 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GradVac",
+    "GradientNorms",
+    "Krum",
     "Momentum",
     "NashMTL",
     "PCGrad",
     "ReLoBRaLo",
     "SoftAdapt",
+    "TrimmedMean",
     "UPGrad",
     "UncertaintyWeighting",
     "Whitening",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_one_of
+from .._checks import check_not_negative, check_one_of
 from .._transform import GramianTransform, Losses
+from .settings import Setting, by_loss, check_setting
 
 
 class AlignedMTL(GramianTransform):
@@ -21,9 +22,12 @@ class AlignedMTL(GramianTransform):
 
     Args:
         scale: `"min"`, the smallest singular value; `"median"` of them; `"rmse"`, the root of the mean eigenvalue.
+        preference: What a new row is multiplied by, 0 or more: one number, one per loss, or a dict by loss name (1 for
+            those not named).
 
     Raises:
-        ValueError: If `scale` is none of these.
+        TypeError: If a `preference` is not a number.
+        ValueError: If `scale` is none of these, or a `preference` is below 0.
 
     Example:
         >>> AlignedMTL(scale="rmse")
@@ -37,17 +41,22 @@ class AlignedMTL(GramianTransform):
     scale_equivariant = True
     uses_values = False
 
-    def __init__(self, *, scale: str = "min") -> None:
+    def __init__(self, *, scale: str = "min", preference: Setting = 1.0) -> None:
         self.scale = check_one_of(scale, "scale", ("min", "median", "rmse"))
+        self.preference = check_setting(preference, "preference", check_not_negative)
+
+    def check(self, losses: Losses) -> None:
+        by_loss(self.preference, losses, "preference", 1.0)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        preference = gramian.new_tensor(by_loss(self.preference, losses, "preference", 1.0))
         values, vectors = torch.linalg.eigh(gramian)
         several = (
             values > values[-1] * len(values) * torch.finfo(torch.float32).eps
         )  # what float32 rows can tell from 0
         if not several.any():
-            return torch.eye(len(gramian), dtype=gramian.dtype)
+            return preference.diag()
         values, vectors = values[several], vectors[:, several]
         square = {"min": values.min, "median": values.median, "rmse": values.mean}[self.scale]()
-        mixing: Tensor = vectors * (square / values).sqrt() @ vectors.T
+        mixing: Tensor = preference[:, None] * vectors * (square / values).sqrt() @ vectors.T
         return mixing

@@ -18,51 +18,51 @@ class Every(GramianTransform):
     gradients in the list, at `at="parameters"` or `"all parameters"`. A step with a loss that has none decides anew.
 
     Args:
-        transform: The method, which sees the Gramian.
+        method: The method, which sees the Gramian.
         steps: k, from 1 on.
 
     Raises:
-        TypeError: If `transform` is no `GramianTransform`, or `steps` no whole number.
+        TypeError: If `method` is no `GramianTransform`, or `steps` no whole number.
         ValueError: If `steps` is below 1.
 
     Example:
         >>> from mtopt import UPGrad
         >>> Every(UPGrad(), steps=10)
-        Every(transform=UPGrad(), steps=10)
+        Every(method=UPGrad(), steps=10)
     """
 
-    def __init__(self, transform: GramianTransform, steps: int) -> None:
-        if not isinstance(transform, GramianTransform):
+    def __init__(self, method: GramianTransform, steps: int) -> None:
+        if not isinstance(method, GramianTransform):
             raise TypeError(
-                f"`transform` must be a GramianTransform, such as UPGrad(), but it is {kind_of(transform)}: only "
+                f"`method` must be a method from the Gramian, e.g. UPGrad(), but it is {kind_of(method)}: only "
                 f"weights of whole losses can hold in steps that do not see their gradients."
             )
-        self.transform = transform
+        self.method = method
         self.steps = check_count(steps, "steps")
         self.since = Count()
         self.last = PerLoss()
 
     @property
     def scale_equivariant(self) -> bool:  # type: ignore[override]
-        return self.transform.scale_equivariant
+        return self.method.scale_equivariant
 
     @property
     def uses_values(self) -> bool:  # type: ignore[override]
-        return self.transform.uses_values
+        return self.method.uses_values
 
     @property
     def non_conflicting(self) -> bool:  # type: ignore[override]
-        return self.transform.non_conflicting and self.steps == 1
+        return self.method.non_conflicting and self.steps == 1
 
     def check(self, losses: Losses) -> None:
-        self.transform.check(losses)
+        self.method.check(losses)
 
     def check_losses(self, losses: Losses) -> None:
         super().check_losses(losses)
-        self.transform.check_losses(losses)
+        self.method.check_losses(losses)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
-        weights = self.transform.weights(gramian, losses)
+        weights = self.method.weights(gramian, losses)
         shares = weights.sum(0) if weights.ndim == 2 else weights
         self.last.keep(losses, shares.to(torch.float64))
         self.since.number = 0

@@ -113,9 +113,9 @@ def dual_cone_projection(gramian: Matrix, vectors: Sequence[Sequence[float]], fl
     return projected
 
 
-def equal_cosines(gramian: Matrix, floor: float) -> list[float] | None:
+def given_cosines(gramian: Matrix, products: Sequence[float], floor: float) -> list[float] | None:
     """As in `solvers`; `None` where that must do it."""
     if (found := unit_rows(gramian, floor)) is None:
         return None
     cosines, norms = found
-    return solve(cosines, [1.0] * len(norms), range(len(norms)))
+    return solve(cosines, products, range(len(norms)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._transform import GramianTransform, Losses
-from .solvers import equal_cosines
+from .solvers import given_cosines
 
 
 class IMTLG(GramianTransform):
@@ -31,6 +31,6 @@ class IMTLG(GramianTransform):
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         norms = gramian.diagonal().sqrt()
-        weights = torch.where(norms > 0, equal_cosines(gramian) / norms, 0)
+        weights = torch.where(norms > 0, given_cosines(gramian, torch.ones_like(norms)) / norms, 0)
         total = weights.sum()
         return torch.where(total.abs() > 1e-8 * weights.abs().sum(), weights / total, 0)

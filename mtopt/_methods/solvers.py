@@ -189,22 +189,22 @@ def fair_weights(gramian: Tensor, power: float) -> Tensor:
     return weights
 
 
-def equal_cosines(gramian: Tensor) -> Tensor:
-    r"""Weights $u$ of the rows at length 1 in a vector whose product with each of these is 1; 0 for a row of zeros.
+def given_cosines(gramian: Tensor, products: Tensor) -> Tensor:
+    r"""Weights $u$ of the rows at length 1 in a vector whose product with each is the one given; 0 for a row of zeros.
 
-    $u = C^+ 1$ with the cosines $C$: the least squares, where rows are linearly dependent. All are 0 where that vector
-    is 0, as for two opposite rows, and not what rounding makes of it.
+    $u = C^+ p$ with the cosines $C$ and the products $p$: the least squares, where rows are linearly dependent. All are
+    0 where that vector is 0, as for two opposite rows and equal products, and not what rounding makes of it.
     """
     small = few.read(gramian)
-    if small is not None and (found := few.equal_cosines(small, FLOOR)) is not None:
+    if small is not None and (found := few.given_cosines(small, products.tolist(), FLOOR)) is not None:
         return gramian.new_tensor(found)
     weights = torch.zeros_like(gramian.diagonal())
     here = gramian.diagonal() > 0
-    norms = gramian.diagonal()[here].sqrt()
+    norms, wanted = gramian.diagonal()[here].sqrt(), products[here]
     cosines = gramian[here][:, here] / norms / norms[:, None]
-    solution = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True).sum(1)
-    # The sum is the squared length of $\sum_i u_i g_i / \|g_i\|$: as a share of $1^T 1$ no more than rounding, it is 0.
-    weights[here] = torch.where(solution.sum() > 1e-12 * len(solution), solution, 0)
+    solution = torch.linalg.pinv(cosines, rtol=FLOOR, hermitian=True) @ wanted
+    # This is the squared length of $\sum_i u_i g_i / \|g_i\|$: as a share of $p^T p$ no more than rounding, it is 0.
+    weights[here] = torch.where(solution @ wanted > 1e-12 * wanted.square().sum(), solution, 0)
     return weights
 
 

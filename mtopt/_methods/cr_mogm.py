@@ -1,0 +1,70 @@
+"""CR-MOGM: the weights of another method, averaged over the steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_share, kind_of
+from .._transform import GramianTransform, Losses
+from .state import PerLoss
+
+
+class CRMOGM(GramianTransform):
+    r"""Correlation-reduced multi-objective gradient manipulation: another method's weights, by a running average.
+
+    $$\lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
+
+    where $\hat\lambda$ are the method's weights in this step, and $\lambda_i$ begins with the first $\hat\lambda_i$.
+    Noise of a batch that is both in the weights and in the gradients biases their products; the average has less of it.
+    Of a method that mixes the gradients, such as PCGrad, it takes how much of each there is in the sum: the rows are
+    then weighted, and not mixed. Where losses meet at several activations, each of these moves the average.
+
+    Args:
+        method: The method that is asked for weights in each step.
+        average: Share $\alpha$ of the weight from before, in [0, 1]. The paper lets it rise to 1 as the learning rate
+            falls: set the attribute between steps.
+
+    Raises:
+        TypeError: If `method` is no method from the Gramian.
+        ValueError: If `average` is out of range.
+
+    Example:
+        >>> import mtopt
+        >>> CRMOGM(mtopt.MGDA(), average=0.5)
+        CRMOGM(method=MGDA(), average=0.5)
+
+    Source:
+        Zhou, Zhang, Jiang, Zhong, Gu, Zhu 2022, "On the Convergence of Stochastic Multi-Objective Gradient Manipulation
+        and Beyond", NeurIPS.
+    """
+
+    def __init__(self, method: GramianTransform, *, average: float = 0.9) -> None:
+        if not isinstance(method, GramianTransform):
+            raise TypeError(f"`method` must be a method from the Gramian, e.g. MGDA(), but it is {kind_of(method)}.")
+        self.method = method
+        self.average = check_share(average, "average")
+        self.averaged = PerLoss()
+
+    @property
+    def scale_equivariant(self) -> bool:  # type: ignore[override]  # that of the method
+        return self.method.scale_equivariant
+
+    @property
+    def uses_values(self) -> bool:  # type: ignore[override]
+        return self.method.uses_values
+
+    def check(self, losses: Losses) -> None:
+        self.method.check(losses)
+
+    def check_losses(self, losses: Losses) -> None:
+        super().check_losses(losses)
+        self.method.check_losses(losses)
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        now = self.method.weights(gramian, losses).to(gramian)
+        now = now.sum(0) if now.ndim == 2 else now
+        before = self.averaged.of(losses).to(gramian)
+        weights = torch.where(before.isnan(), now, self.average * before + (1 - self.average) * now)
+        self.averaged.keep(losses, weights)
+        return weights

@@ -1,0 +1,104 @@
+"""Dual cone gradient descent: two gradients, and a direction that conflicts with neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .._checks import check_one_of, is_listed, is_whole
+from .._transform import GramianTransform, Losses
+
+
+class DCGD(GramianTransform):
+    r"""Dual cone gradient descent, for the residual of an equation and the conditions at its boundary.
+
+    With $g_r$ the gradient of the residual, $g_b$ that of all other losses together, and $g = g_r + g_b$:
+
+    - `"center"`: $g$ is projected onto the bisector of the two, which is
+      $\frac{\|g_r\| + \|g_b\|}{2} \Big(\frac{g_r}{\|g_r\|} + \frac{g_b}{\|g_b\|}\Big)$, in each step;
+    - `"projection"`: where $g$ conflicts with one of the two, it is projected to where it does not;
+    - `"average"`: where $g$ conflicts with one of the two, the result is the mean of $g$'s projections off each, which
+      is half of what PCGrad makes of the two.
+
+    Else the result is $g$. It conflicts with neither $g_r$ nor $g_b$; of the losses in one group, a single one may get
+    worse. Where $g_r$ or $g_b$ is 0, the other is left.
+
+    Args:
+        variant: `"center"`, `"projection"` or `"average"`.
+        residual: Which loss is the residual, by index or name; or a list, of losses whose gradients are added up. For
+            two losses in all, it does not matter which.
+
+    Raises:
+        TypeError: If `residual` is neither index nor name, nor a list of these.
+        ValueError: If `variant` is none of these, or `residual` names a loss that is not there, or all.
+
+    Example:
+        >>> DCGD(variant="average", residual=["mass", "momentum"])
+        DCGD(variant='average', residual=('mass', 'momentum'))
+
+    Source:
+        DCGD (Center), (Projection) and (Average) of Hwang, Lim 2024, [arXiv:2409.18426](https://arxiv.org/abs/2409.18426);
+        several losses in two groups as in its
+        [code](https://github.com/youngsikhwang/Dual-Cone-Gradient-Descent).
+    """
+
+    scale_equivariant = True
+    uses_values = False
+
+    def __init__(self, *, variant: str = "center", residual: int | str | Iterable[int | str] = 0) -> None:
+        self.variant = check_one_of(variant, "variant", ("center", "projection", "average"))
+        self.residual = _checked(residual)
+
+    def check(self, losses: Losses) -> None:
+        if len(self._group(losses)) == losses.n_losses > 1:
+            raise ValueError("`residual` has all the losses, but DCGD needs another one beside them.")
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        first = self._group(losses)
+        groups = torch.tensor([[i in first, i not in first] for i in losses.indices]).T.to(gramian)  # (2, T)
+        products = groups @ gramian @ groups.T
+        own, other, between = products[0, 0], products[1, 1], products[0, 1]
+        # As a share of what was added up no more than rounding, a sum is 0.
+        if (products.diagonal() <= 1e-12 * (groups @ gramian.diagonal())).any():
+            return torch.ones_like(gramian.diagonal())
+        both = torch.stack([own, other])
+        if self.variant == "center":
+            norms = both.sqrt()
+            return norms.sum() / (2 * norms) @ groups
+        if not (both + between < 0).any():
+            return torch.ones_like(gramian.diagonal())
+        off = torch.stack([-between / own, -between / other])  # how much to add of each, so that it is orthogonal
+        if self.variant == "average":
+            return (1 + off) / 2 @ groups
+        return torch.where(both + between < 0, off, 1) @ groups
+
+    def _group(self, losses: Losses) -> set[int]:
+        """The indices of the residual's losses.
+
+        Raises:
+            ValueError: If one of them is not there.
+        """
+        names = losses.names or ()
+        found = set()
+        for which in self.residual if isinstance(self.residual, tuple) else (self.residual,):
+            if isinstance(which, str) and which not in names:
+                known = f"the losses are {list(names)}" if names else "they have no names. Give them as a dict"
+                raise ValueError(f"`residual` names {which!r}, but {known}.")
+            if not isinstance(which, str) and which >= losses.n_losses:
+                raise ValueError(f"`residual` is the loss with index {which}, but there are {losses.n_losses}.")
+            found.add(names.index(which) if isinstance(which, str) else which)
+        return found
+
+
+def _checked(residual: int | str | Iterable[int | str]) -> int | str | tuple[int | str, ...]:
+    each = tuple(residual) if is_listed(residual) else (residual,)
+    found: list[int | str] = []
+    for which in each:
+        if not isinstance(which, str) and not (is_whole(which) and which >= 0):
+            raise TypeError(f"`residual` must be the index or name of a loss, or a list of these, but it is {which!r}.")
+        found.append(which if isinstance(which, str) else int(which))
+    if not found:
+        raise ValueError("`residual` must have one loss or more, but it is empty.")
+    return tuple(found) if is_listed(residual) else found[0]
