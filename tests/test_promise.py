@@ -273,6 +273,29 @@ def test_one_loss_a_step_is_what_the_authors_package_does():
             torch.testing.assert_close(gradient(model), direction, rtol=1e-3, atol=1e-5)
 
 
+def test_with_second_moments_it_is_an_adam_for_each_loss():
+    """AdaTask: the sum of the steps that torch's Adam takes for each loss alone, from the same weights."""
+    model = Problem(alike=True)
+    transforms = [Momentum(beta=0.9, second=0.99)]
+    optimizer = MultiLossOptimizer(sgd(model, 0.01), transforms, at="parameters")
+    copies = [Problem(alike=True) for _ in NAMES]
+    adams = [torch.optim.Adam(c.parameters(), lr=0.01, betas=(0.9, 0.99)) for c in copies]
+    for step in range(5):
+        moved = [torch.zeros_like(p) for p in model.parameters()]
+        for name, copied, adam in zip(NAMES, copies, adams, strict=True):
+            copied.load_state_dict(model.state_dict())
+            adam.zero_grad()
+            copied(step)[name].backward()
+            adam.step()
+            for total, new, old in zip(moved, copied.parameters(), model.parameters(), strict=True):
+                total += new.detach() - old.detach()
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        optimizer.step(model(step))
+        for p, old, change in zip(model.parameters(), before, moved, strict=True):
+            torch.testing.assert_close(p.detach() - old, change)
+
+
 def test_an_absent_loss_costs_no_backward_and_moves_what_it_alone_reaches():
     model = Problem()
     optimizer = MultiLossOptimizer(sgd(model, 0.01), [Momentum(absent=True), UPGrad()], at="parameters")
@@ -530,6 +553,7 @@ def test_a_length_is_for_what_transforms_combine():
 
 LISTS = {
     "momentum": lambda: [Momentum(absent=True), UPGrad()],
+    "momentum, second": lambda: [Momentum(second=0.9), PCGrad(seed=1)],
     "whitening": lambda: [GradDrop(seed=1), Whitening(beta=0.9)],
     "every": lambda: [Every(PCGrad(seed=6), steps=3)],
     "both": lambda: [Momentum(), PCGrad(seed=2), Whitening(pairs=True)],

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._combine.combination import Shares
 from .._dtypes import widen
 from .._graph.passes import Row
-from .._history import Average, Key, moved
+from .._history import Average, Key
 from .backward import Backward
 from .taken_rows import RowsOfLosses
 
@@ -44,7 +44,7 @@ class Remembered:
         assert self.momentum is not None
         history, present = self.momentum.history, set(self.present.indices)
         if self.momentum.absent:
-            known = {index for averages in history.averages.values() for (index,) in averages}
+            known = {index for averages in history.averages.values() for (index, *_) in averages}
             self.losses = replace(self.present, indices=tuple(sorted(present | known)), scalars=None)
             self._add_targets(rows, known - present)
         position = {index: p for p, index in enumerate(self.losses.indices)}
@@ -52,7 +52,7 @@ class Remembered:
         for number, of in zip(self.numbers, rows.owners, strict=True):
             kept = () if number is None else history.of(number)
             here = {position[self.present.indices[p]] for p in of}
-            owners.append(sorted(here | {position[index] for (index,) in kept if index in position}))
+            owners.append(sorted(here | {position[index] for (index, *_) in kept if index in position}))
         rows.owners = owners
         rows.sites = [replace(site, losses=self.losses) for site in rows.sites]
 
@@ -95,21 +95,22 @@ class Remembered:
             self.seen[i][index] = row
         if self.momentum is None or factor == 0:
             return row
-        before = self.momentum.history.of(number).get((index,))
+        before = self.momentum.history.of(number)
         if row is None:
-            if before is None:
+            if (index,) not in before:
                 return None
-            row = torch.zeros_like(before.mean)  # the loss is there, and does not reach the parameter
-        new = self.moved[i][index,] = moved(before, _over(row, factor), self.momentum.beta)
-        return _times(new.mean, factor).to(row.dtype)
+            row = torch.zeros_like(before[index,].mean)  # the loss is there, and does not reach the parameter
+        self.moved[i] |= self.momentum.moved(before, index, _over(row, factor))
+        return _times(self.momentum.row(self.moved[i], index), factor).to(row.dtype)
 
     def _average(self, number: int | None, index: int) -> Tensor | None:
         """In place of an absent loss's row."""
         assert self.momentum is not None
-        average = None if number is None else self.momentum.history.of(number).get((index,))
-        if average is None or number is None:
+        averages = {} if number is None else self.momentum.history.of(number)
+        if number is None or (index,) not in averages:
             return None
-        return _times(average.mean, self.present.scale or 1.0).to(self.backward.parameters[number].dtype)
+        mean = self.momentum.row(averages, index)
+        return _times(mean, self.present.scale or 1.0).to(self.backward.parameters[number].dtype)
 
     def _look_for_spoiled(self, row: Row) -> None:
         if self.present.scale is not None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from .._checks import check_beta, check_flag
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .._checks import check_beta, check_flag, check_positive
+from .._dtypes import widen
+from .._history import Average, Key, moved
 from .._transform import HistoryTransform
 
 
@@ -18,12 +24,15 @@ class Momentum(HistoryTransform):
 
     Args:
         beta: Weight $\beta$ of the average before, in [0, 1).
+        second: Weight of the second moment before, in [0, 1). If given, each average is divided by the root of its own
+            loss's second moment, as by an Adam per loss: in front of SGD that is AdaTask, and MultiAdam's sum.
+        eps: Added to that root, above 0.
         absent: Whether the average of a loss that is absent (`None`) takes the place of its gradient. Then a step may
             have one loss, and cost one backward, whatever the number of losses.
 
     Raises:
         TypeError: If `absent` is neither True nor False.
-        ValueError: If `beta` is out of range.
+        ValueError: If `beta`, `second` or `eps` is out of range.
 
     Example:
         >>> Momentum(absent=True)
@@ -31,10 +40,28 @@ class Momentum(HistoryTransform):
 
     Source:
         Section 3.3 and algorithm 1 of Liu, Chu, Thuerey 2025 (M-ConFIG),
-        [arXiv:2408.11104](https://arxiv.org/abs/2408.11104).
+        [arXiv:2408.11104](https://arxiv.org/abs/2408.11104). With `second`: Yang et al. 2023 (AdaTask),
+        [arXiv:2211.15055](https://arxiv.org/abs/2211.15055), and Yao et al. 2023 (MultiAdam),
+        [arXiv:2306.02816](https://arxiv.org/abs/2306.02816).
     """
 
-    def __init__(self, *, beta: float = 0.9, absent: bool = False) -> None:
+    def __init__(
+        self, *, beta: float = 0.9, second: float | None = None, eps: float = 1e-8, absent: bool = False
+    ) -> None:
         super().__init__()
         self.beta = check_beta(beta, "beta")
+        self.second = None if second is None else check_beta(second, "second")
+        self.eps = check_positive(eps, "eps")
         self.absent = check_flag(absent, "absent")
+
+    def moved(self, before: Mapping[Key, Average], index: int, row: Tensor) -> dict[Key, Average]:
+        """A loss's averages with this step's row of a parameter in them."""
+        new: dict[Key, Average] = {(index,): moved(before.get((index,)), row, self.beta)}
+        if self.second is not None:
+            new[index, index] = moved(before.get((index, index)), widen(row).square(), self.second)
+        return new
+
+    def row(self, averages: Mapping[Key, Average], index: int) -> Tensor:
+        """What goes on in the place of a loss's row."""
+        mean = averages[index,].mean
+        return mean if self.second is None else mean / (averages[index, index].mean.sqrt().add_(self.eps))

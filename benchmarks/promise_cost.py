@@ -1,0 +1,158 @@
+"""What whitening, momentum per loss and weights every k steps cost: times as ratios in one run, memory in numbers kept.
+
+`python benchmarks/promise_cost.py` prints the tables, and writes them with `--output`. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from cells import Sample
+from measure import Series, interleave, quartiles, several
+from models import MODELS
+from problems.physics import Helmholtz
+from rich.console import Console
+from rich.table import Table
+
+import mtopt
+
+PLAIN = "plain sum"
+TIMES = 5  # steps in one sample
+Transforms = Callable[[], list[mtopt.Transform]]
+ON_MLP: dict[str, tuple[Transforms, str | None]] = {
+    "UPGrad": (lambda: [mtopt.UPGrad()], None),
+    "UPGrad, whitened": (lambda: [mtopt.UPGrad(), mtopt.Whitening()], None),
+    "UPGrad, whitened by pairs": (lambda: [mtopt.UPGrad(), mtopt.Whitening(pairs=True)], None),
+    "UPGrad on momenta": (lambda: [mtopt.Momentum(), mtopt.UPGrad()], None),
+    "UPGrad in Adam's metric": (lambda: [mtopt.UPGrad()], "inner"),
+}
+ON_PHYSICS: dict[str, Transforms] = {
+    "ConFIG": lambda: [mtopt.ConFIG()],
+    "ConFIG, whitened": lambda: [mtopt.ConFIG(), mtopt.Whitening()],
+    **{f"ConFIG every {k} steps": partial(lambda k: [mtopt.Every(mtopt.ConFIG(), steps=k)], k) for k in (1, 5, 10, 50)},
+}
+ONE_LOSS = "ConFIG on momenta, one loss a step"
+
+
+def on_mlp(transforms: Transforms | None, metric: str | None = None) -> tuple[Callable[[], Sample], int]:
+    """A step of an MLP with two losses, and how many parameters both reach."""
+    torch.manual_seed(0)
+    problem = MODELS["mlp"](2)
+    inner = torch.optim.Adam(problem.parameters(), betas=(0.0, 0.999))
+    optimizer = None if transforms is None else _wrapped(inner, transforms(), metric)
+
+    def step() -> Sample:
+        start = perf_counter()
+        inner.zero_grad()
+        _, losses = problem.forward()
+        if optimizer is None:
+            torch.autograd.backward(losses)
+            inner.step()
+        else:
+            optimizer.step(losses)
+        return Sample(perf_counter() - start, 0.0)
+
+    return step, sum(p.numel() for p in problem.trunk.parameters())
+
+
+def on_physics(transforms: Transforms | None, *, one_loss: bool = False) -> Callable[[], Sample]:
+    """A step of Helmholtz' equation: the residual has a forward with second derivatives, the boundary its own."""
+    torch.manual_seed(0)
+    problem = Helmholtz()
+    model = problem.make_model()
+    inner = torch.optim.Adam(model.parameters(), betas=(0.0, 0.999))
+    optimizer = None if transforms is None else _wrapped(inner, transforms(), None)
+    batch = next(problem.batches(0))
+    count = 0
+
+    def losses_of_turn() -> dict[str, torch.Tensor | None]:
+        """The losses of this step: one by turns, whose forward alone is run."""
+        nonlocal count
+        count += 1
+        if count % 2:
+            value, _, second = model.jet(batch[0])
+            residual = second.sum(0) + value - problem.source(batch[0])
+            return {"residual": residual.square().mean(), "boundary": None}
+        return {"residual": None, "boundary": model(batch[1]).square().mean()}
+
+    def step() -> Sample:
+        start = perf_counter()
+        inner.zero_grad()
+        if optimizer is None:
+            torch.autograd.backward(list(problem.losses(model, batch).values()))
+            inner.step()
+        else:
+            optimizer.step(losses_of_turn() if one_loss else problem.losses(model, batch))
+        return Sample(perf_counter() - start, 0.0)
+
+    return step
+
+
+def _wrapped(
+    inner: torch.optim.Optimizer, transforms: list[mtopt.Transform], metric: str | None
+) -> mtopt.MultiLossOptimizer:
+    return mtopt.MultiLossOptimizer(inner, transforms, at="parameters", metric=metric)
+
+
+def kept(transforms: Transforms, n_losses: int) -> float:
+    """How many numbers are kept for each of the shared parameters'."""
+    torch.manual_seed(0)
+    problem = MODELS["toy"](n_losses)
+    optimizer = _wrapped(torch.optim.SGD(problem.parameters(), lr=0.1), transforms(), None)
+    optimizer.step(problem.forward()[1])
+    shared = {id(p) for p in problem.trunk.parameters()}
+    numbers = [i for i, p in enumerate(problem.parameters()) if id(p) in shared]
+    histories = [t.history for t in optimizer.transforms if isinstance(t, (mtopt.Momentum, mtopt.Whitening))]
+    means = [average.mean for history in histories for i in numbers for average in history.of(i).values()]
+    return sum(mean.numel() for mean in means) / sum(p.numel() for p in problem.trunk.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=31, help="rounds in which every cell takes its turn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="where to write the ratios as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    console, found = Console(), {}
+    mlp = {name: several(on_mlp(make, metric)[0], TIMES) for name, (make, metric) in ON_MLP.items()}
+    found["mlp, T = 2"] = _ratios({PLAIN: several(on_mlp(None)[0], TIMES), **mlp}, args.repeats)
+    physics = {name: several(on_physics(make), TIMES) for name, make in ON_PHYSICS.items()}
+    one = several(on_physics(lambda: [mtopt.Momentum(absent=True), mtopt.ConFIG()], one_loss=True), 2 * TIMES)
+    found["Helmholtz"] = _ratios({PLAIN: several(on_physics(None), TIMES), **physics, ONE_LOSS: one}, args.repeats)
+    found["numbers kept"] = {
+        f"T = {n}": {"Whitening": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening()], n),
+                     "Whitening, pairs": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening(pairs=True)], n),
+                     "Momentum": kept(lambda: [mtopt.Momentum(), mtopt.UPGrad()], n)}
+        for n in (2, 8)
+    }  # fmt: skip
+    for title, numbers in found.items():
+        table = Table("", *next(iter(numbers.values())), title=title)
+        for name, row in numbers.items():
+            table.add_row(name, *(f"{value:.3g}" for value in row.values()))
+        console.print(table)
+    if args.output is not None:
+        args.output.write_text(json.dumps({"threads": args.threads, "torch": torch.__version__, **found}, indent=1))
+
+
+def _ratios(cells: dict[str, Callable[[], Sample]], repeats: int) -> dict[str, dict[str, Any]]:
+    series: dict[str, Series] = {}
+    order = random.Random(0)
+    interleave(cells, series, repeats=repeats, budget=1e9, always=PLAIN, order=order, advance=lambda name: None)
+    found = {}
+    for name in cells:
+        low, middle, high = quartiles(series[name].ratios(series[PLAIN]))
+        found[name] = {"times the plain step": middle, "lower quartile": low, "upper quartile": high}
+    return found
+
+
+if __name__ == "__main__":
+    main()
