@@ -18,7 +18,7 @@ import torch
 from cells import Sample
 from measure import Series, interleave, quartiles, several
 from models import MODELS
-from problems.physics import Helmholtz
+from problems.physics import Field, Helmholtz
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +27,12 @@ import mtopt
 PLAIN = "plain sum"
 TIMES = 5  # steps in one sample
 Transforms = Callable[[], list[mtopt.Transform]]
+
+
+def every(k: int) -> list[mtopt.Transform]:
+    return [mtopt.Every(mtopt.ConFIG(), steps=k)]
+
+
 ON_MLP: dict[str, tuple[Transforms, str | None]] = {
     "UPGrad": (lambda: [mtopt.UPGrad()], None),
     "UPGrad, whitened": (lambda: [mtopt.UPGrad(), mtopt.Whitening()], None),
@@ -37,7 +43,7 @@ ON_MLP: dict[str, tuple[Transforms, str | None]] = {
 ON_PHYSICS: dict[str, Transforms] = {
     "ConFIG": lambda: [mtopt.ConFIG()],
     "ConFIG, whitened": lambda: [mtopt.ConFIG(), mtopt.Whitening()],
-    **{f"ConFIG every {k} steps": partial(lambda k: [mtopt.Every(mtopt.ConFIG(), steps=k)], k) for k in (1, 5, 10, 50)},
+    **{f"ConFIG every {k} steps": partial(every, k) for k in (1, 5, 10, 50)},
 }
 ONE_LOSS = "ConFIG on momenta, one loss a step"
 
@@ -63,14 +69,26 @@ def on_mlp(transforms: Transforms | None, metric: str | None = None) -> tuple[Ca
     return step, sum(p.numel() for p in problem.trunk.parameters())
 
 
-def on_physics(transforms: Transforms | None, *, one_loss: bool = False) -> Callable[[], Sample]:
+class Large(Helmholtz):
+    """As large as such networks are in practice."""
+
+    width = 64
+    n_points = 1024
+
+
+def on_physics(
+    transforms: Transforms | None, kind: type[Helmholtz] = Helmholtz, *, one_loss: bool = False
+) -> Callable[[], Sample]:
     """A step of Helmholtz' equation: the residual has a forward with second derivatives, the boundary its own."""
     torch.manual_seed(0)
-    problem = Helmholtz()
+    problem = kind()
     model = problem.make_model()
+    assert isinstance(model, Field)
     inner = torch.optim.Adam(model.parameters(), betas=(0.0, 0.999))
     optimizer = None if transforms is None else _wrapped(inner, transforms(), None)
     batch = next(problem.batches(0))
+    if isinstance(problem, Large):
+        batch = tuple(points.repeat(problem.n_points // len(batch[0]), 1) for points in batch)
     count = 0
 
     def losses_of_turn() -> dict[str, torch.Tensor | None]:
@@ -125,9 +143,11 @@ def main() -> None:
     console, found = Console(), {}
     mlp = {name: several(on_mlp(make, metric)[0], TIMES) for name, (make, metric) in ON_MLP.items()}
     found["mlp, T = 2"] = _ratios({PLAIN: several(on_mlp(None)[0], TIMES), **mlp}, args.repeats)
-    physics = {name: several(on_physics(make), TIMES) for name, make in ON_PHYSICS.items()}
-    one = several(on_physics(lambda: [mtopt.Momentum(absent=True), mtopt.ConFIG()], one_loss=True), 2 * TIMES)
-    found["Helmholtz"] = _ratios({PLAIN: several(on_physics(None), TIMES), **physics, ONE_LOSS: one}, args.repeats)
+    for title, kind in (("Helmholtz, 3 x 32, 192 points", Helmholtz), ("Helmholtz, 3 x 64, 1536 points", Large)):
+        physics = {name: several(on_physics(make, kind), TIMES) for name, make in ON_PHYSICS.items()}
+        one = on_physics(lambda: [mtopt.Momentum(absent=True), mtopt.ConFIG()], kind, one_loss=True)
+        cells = {PLAIN: several(on_physics(None, kind), TIMES), **physics, ONE_LOSS: several(one, 2 * TIMES)}
+        found[title] = _ratios(cells, args.repeats)
     found["numbers kept"] = {
         f"T = {n}": {"Whitening": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening()], n),
                      "Whitening, pairs": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening(pairs=True)], n),

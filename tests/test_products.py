@@ -130,7 +130,7 @@ def test_neither_order_nor_scale_counts_where_rows_are_dependent(name, size):
         order = torch.randperm(5, generator=random)
         found = combined([GRAMIAN[name]()], rows)
         length = max(found.norm(), 1e-2 * (rows.norm() if GRAMIAN[name]().scale_equivariant else 1))
-        if not GRAMIAN[name]().uses_values:  # those belong to the losses
+        if not GRAMIAN[name]().uses_values and name != "DCGD":  # those belong to the losses; its first is the residual
             assert (combined([GRAMIAN[name]()], rows[order]) - found).norm() <= 1e-3 * length
         if GRAMIAN[name]().scale_equivariant:
             assert (combined([GRAMIAN[name]()], 3.7 * rows) / 3.7 - found).norm() <= 1e-3 * length

@@ -13,6 +13,8 @@ from .._methods.every import Every
 from .backward import Backward
 from .explanation import NEAR_PLAIN, Explanation
 
+WEIGHTED = "one ordinary backward of the weighted sum"
+
 
 def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Explanation | None:
     """The weighted sum, where weights hold in this step; else `None`, and nothing was done.
@@ -41,8 +43,10 @@ def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Ex
     with rows_taken(meetings, handlers):
         backward.run(starts)
     every.since.number += 1
-    how, why = "one ordinary backward of the weighted sum", f"{every!r}: weights of an earlier step hold"
-    return backward.explanation(how, why, NEAR_PLAIN)
+    if backward.known.explained is None or backward.known.of != WEIGHTED:
+        backward.known.explained = backward.explanation(WEIGHTED, f"{every!r}: weights of before hold", NEAR_PLAIN)
+        backward.known.of = WEIGHTED
+    return backward.known.explained
 
 
 def _above_shared(backward: Backward) -> list[Meeting]:

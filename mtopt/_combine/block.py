@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._dtypes import solid_dtype, wide_dtype, widen
+from .._dtypes import wide_dtype, widen
 from .._ranks import Ranks
 from .._scratch import Scratch
 from .._transform import GramianTransform, Losses, RowTransform, Site
@@ -82,9 +82,8 @@ class Block:
         self.done: list[tuple[list[int], Weights | Tensor]] = []  # with the indices of the rows before
 
     def measured(self, metric: Metric) -> Block:
-        """The rows as a metric has them, in the widest dtype: their squares may be far apart."""
-        rows = side_by_side(self.rows)
-        measured = metric(self.number, rows.to(solid_dtype(rows.device)))
+        """The rows as a metric has them."""
+        measured = metric(self.number, widen(side_by_side(self.rows)))
         return Block(measured, self.site.losses.only(self.indices), self.site)
 
     def rows_of(self, index: int) -> list[Tensor]:
