@@ -117,7 +117,8 @@ def finished(path: Path) -> dict[Run, dict[str, Any]]:
 
 def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> None:
     """Train what is not finished yet; every run is written when it is."""
-    missing = [run for run in runs if run not in finished(path)]
+    done = finished(path)
+    missing = [run for run in runs if run not in done]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool, path.open("a", encoding="utf-8") as file:
         records = pool.imap_unordered(partial(train, steps=steps), missing)
         for record in track(records, description=what, total=len(missing)):
@@ -126,7 +127,7 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
 
 
 def tuning(problems: Sequence[str]) -> Iterator[Run]:
-    for problem, seed, way, beta, rate in itertools.product(problems, TUNING, ways(), BETAS, RATES):
+    for seed, problem, way, beta, rate in itertools.product(TUNING, problems, ways(), BETAS, RATES):
         yield Run(problem, way, rate, beta, seed)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from os import PathLike
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from ._backward.metric import memory_of
 from ._checks import is_whole
 from ._combine.conflict import BINS, Conflict
 from ._combine.harm import Harm
@@ -21,6 +24,10 @@ from ._transform import Losses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+CHANGES = 3.0  # times as long or as short: from there on the memory of the inner optimizer is told of
+ENDS = 4  # the first and the last quarter of the records are compared
 
 
 class Writer(Protocol):
@@ -103,6 +110,7 @@ class Monitor:
         self._steps = 0
         self._records: deque[Record] = deque(maxlen=int(keep))
         self._harm: Harm | None = None
+        self._inner = watched.inner if isinstance(watched, MultiLossOptimizer) else None
         self._pipeline = watched.pipeline
         self._pipeline.watch = self
 
@@ -126,9 +134,37 @@ class Monitor:
                     changes.setdefault(name.removeprefix("change/"), []).append(number > 0)
         return {name: sum(above) / len(above) for name, above in changes.items()}
 
+    @property
+    def memory(self) -> str:
+        r"""A hint where the inner optimizer averages squares of gradients over more steps than these stay alike.
+
+        It compares the lengths of each loss's gradient at the two ends of that time, $1 / (1 - \beta_2)$ steps.
+        """
+        steps = None if self._inner is None else memory_of(self._inner)
+        names = {name for record in self._records for name in record.losses}
+        changes = [] if steps is None else [self._change(f"site0/norm/{name}", steps) for name in names]
+        most = max((change for change in changes if change is not None), default=1.0)
+        if steps is None or most < CHANGES:
+            return ""
+        return (
+            f"within the {steps:,.0f} steps over which the inner optimizer averages squares, lengths of gradients "
+            f"change {most:.0f} times: a shorter memory (a beta2 of {1 - 10 / steps:.3g}) may help more than any method"
+        )
+
+    def _change(self, name: str, steps: float) -> float | None:
+        """By what factor a number has changed within so many steps; `None` where they are not there yet."""
+        last = self._records[-1].step
+        there = [record for record in self._records if record.numbers.get(name, 0.0) > 0 and record.step > last - steps]
+        if len(there) < ENDS * 2 or last - there[0].step < steps / 2:
+            return None
+        logs = [math.log(record.numbers[name]) for record in there]
+        n = len(logs) // ENDS
+        return math.exp(abs(fmean(logs[:n]) - fmean(logs[-n:])))
+
     def __str__(self) -> str:
         raised = [f"{name} in {share:.0%}" for name, share in self.raised.items()]
-        return f"the steps that were looked at raised to first order: {', '.join(raised)}" if raised else ""
+        told = f"the steps that were looked at raised to first order: {', '.join(raised)}" if raised else ""
+        return "\n".join(filter(None, (told, self.memory)))
 
     def plot(self, path: str | PathLike[str] | None = None, *, site: str = "site0") -> Figure:
         """Draw the losses and the lengths of their gradients, the purity and the cosines over the records.

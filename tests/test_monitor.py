@@ -312,3 +312,28 @@ def test_alignment_is_1_for_one_direction_and_minus_1_for_opposite_ones():
         monitor = Monitor(optimizer)
         optimizer.step([w.sum(), second * w.sum()])
         assert monitor.latest["site0/alignment"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("beta", "shrinks", "told"), [(0.99, 0.97, True), (0.99, 1.0, False), (0.9, 0.97, False)])
+def test_a_memory_that_is_long_against_the_gradients_changes_is_told(beta, shrinks, told):
+    """Lengths that fall by 3 % a step: 16 times within three quarters of 100 steps, 1.2 times within those of 10."""
+    w = nn.Parameter(torch.ones(3))
+    optimizer = MultiLossOptimizer(torch.optim.Adam([w], lr=1e-3, betas=(0.9, beta)), UPGrad(), at="parameters")
+    monitor = Monitor(optimizer, every=5)
+    for step in range(120):
+        optimizer.zero_grad()
+        optimizer.step({"falls": shrinks**step * w.sum(), "stays": w[0] - w[1]})
+    assert bool(monitor.memory) == told
+    assert (monitor.memory in optimizer.explain().replace("\n    ", " ")) or not told
+    if told:
+        assert "within the 100 steps over which the inner optimizer averages squares" in monitor.memory
+        assert "a beta2 of 0.9)" in monitor.memory
+
+
+def test_without_a_memory_of_squares_nothing_is_told_of_it():
+    w = nn.Parameter(torch.ones(3))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=1e-3), UPGrad(), at="parameters")
+    monitor = Monitor(optimizer, every=1)
+    for step in range(40):
+        optimizer.step([0.8**step * w.sum(), w[0]])
+    assert monitor.memory == ""

@@ -121,6 +121,13 @@ def momentum_of(inner: Optimizer) -> str:
     return ""
 
 
+def memory_of(inner: Optimizer) -> float | None:
+    """Over how many steps an optimizer averages squares, in the group where these are most; `None`: it does not."""
+    shares = [group["betas"][1] if "betas" in group else group.get("alpha") for group in inner.param_groups]
+    longest = max((float(share) for share in shares if share is not None and 0 <= share < 1), default=None)
+    return None if longest is None else 1 / (1 - longest)
+
+
 def refuse_momentum(pipeline: Pipeline, inner: Optimizer) -> None:
     """Raise if momenta per loss would be averaged again: looked at in each step, as a scheduler may change it."""
     if pipeline.order.momentum is not None and (setting := momentum_of(inner)):
