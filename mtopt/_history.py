@@ -56,6 +56,7 @@ class History:
     def __init__(self) -> None:
         self.averages: dict[int, dict[Key, Average]] = {}
         self.parameters: dict[int, Tensor] = {}  # those that averages are of
+        self.loaded = False  # and not brought to the parameters yet
 
     def of(self, number: int) -> Mapping[Key, Average]:
         """What is kept for a parameter."""
@@ -84,7 +85,7 @@ class History:
                         f"parameter {number} has shape {tuple(like.shape)}, but its averages {tuple(mean.shape)}"
                     )
                 placed.setdefault(number, {})[key] = Average(average.steps, mean.to(like.device))
-        self.averages = placed
+        self.averages, self.loaded = placed, False
         self.parameters = {number: by_number[number] for number in placed}
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class History:
             }
             for number, of in state_dict["averages"].items()
         }
+        self.loaded = True
 
 
 def local(tensor: Tensor) -> Tensor:

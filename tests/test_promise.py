@@ -590,6 +590,51 @@ def test_a_resumed_run_is_the_undisturbed_one(name):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["momentum", "both"])
+def test_a_transforms_own_state_will_do(name):
+    """As torch.distributed.checkpoint wants it, which keeps nothing else of an optimizer than it knows."""
+    one, other = Problem(), Problem()
+    first, second = LISTS[name](), LISTS[name]()
+    optimizers = [
+        MultiLossOptimizer(sgd(m, 0.01), transforms, at="parameters")
+        for m, transforms in ((one, first), (other, second))
+    ]
+    train(one, optimizers[0], range(3))
+    other.load_state_dict(one.state_dict())
+    for a, b in zip(first, second, strict=True):
+        b.load_state_dict(copy.deepcopy(a.state_dict()))
+    for model, optimizer in zip((one, other), optimizers, strict=True):
+        train(model, optimizer, range(3, 6))
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_averages_that_a_checkpoint_left_out_are_told():
+    model = Problem()
+    optimizer = MultiLossOptimizer(sgd(model), [Whitening()], at="parameters")
+    optimizer.step(model(0))
+    plain = optimizer.inner.state_dict()
+    for group in plain["param_groups"]:
+        group["params"] = [f"parameter {i}" for i in group["params"]]
+    anew = MultiLossOptimizer(sgd(model), [Whitening()], at="parameters")
+    anew.load_state_dict(plain)
+    anew.zero_grad()
+    with pytest.warns(RuntimeWarning, match="loaded without that of the transforms"):
+        anew.step(model(1))
+
+
+def test_a_sparse_table_of_one_loss_stays_sparse():
+    table, shared = nn.Embedding(5, 3, sparse=True), nn.Linear(3, 1)
+    parameters = [*table.parameters(), *shared.parameters()]
+    optimizer = MultiLossOptimizer(
+        torch.optim.SGD(parameters, lr=0.1), [Momentum(absent=True), UPGrad(), Whitening()], at="parameters"
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        optimizer.step([shared(table(torch.tensor([1, 2]))).sum(), shared(torch.ones(2, 3)).square().sum()])
+    assert table.weight.grad.is_sparse
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing():
     model, small = Problem(), nn.Linear(2, 1)
     whitening = Whitening()

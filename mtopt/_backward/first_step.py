@@ -39,7 +39,10 @@ class FirstStep:
 
     def tell(self, losses: Losses, n_ranks: int) -> None:
         """A step begins."""
-        if self.left_out and self.new and any(self.new) and _same(self.new, self._state()):
+        kept = bool(self.new and any(self.new)) and not _same(self.new, self._state())
+        kept = kept or any(history.averages for history in self.pipeline.order.histories)
+        has_state = bool(self.new and any(self.new)) or bool(self.pipeline.order.histories)
+        if self.left_out and has_state and not kept:
             self.told.once(_LEFT_OUT)
         if not self.stepped and self.pipeline.gradient_transforms and losses.n_losses == n_ranks == 1:
             self.told.once(_ALONE)

@@ -29,6 +29,9 @@ class Remembered:
     def __init__(self, backward: Backward, rows: RowsOfLosses) -> None:
         self.backward = backward
         self.momentum, self.whitening = backward.pipeline.order.momentum, backward.pipeline.order.whitening
+        for transform in (self.momentum, self.whitening):
+            if transform is not None and transform.history.loaded:
+                transform.fit(backward.parameters)
         self.present = self.losses = backward.agreed
         self.numbers = [backward.number.get(id(target)) for target in rows.targets]
         self.targets = rows.targets
@@ -91,6 +94,8 @@ class Remembered:
 
     def _gone_by(self, i: int, number: int, index: int, row: Tensor | None, factor: float) -> Tensor | None:
         """A part of a row as it goes on, after it was seen. `factor` is what the loss was multiplied by."""
+        if row is not None and not _is_real(row):  # a table of one loss's own stays sparse
+            return row
         if row is not None and self.whitening is not None:
             self.seen[i][index] = row
         if self.momentum is None or factor == 0:
@@ -114,7 +119,7 @@ class Remembered:
 
     def _look_for_spoiled(self, row: Row) -> None:
         if self.present.scale is not None:
-            parts = [part for part in row if part is not None]
+            parts = [part for part in row if part is not None and _is_real(part)]
             bad = [(~part.isfinite()).any().to(parts[0].device) for part in parts]
             self.spoiled = self.spoiled.to(parts[0].device) + torch.stack(bad).sum() if bad else self.spoiled
 
@@ -127,7 +132,8 @@ class Remembered:
                 continue
             if self.momentum is not None:
                 self.momentum.history.keep(number, self.targets[i], self.moved[i])
-            if self.whitening is not None and (gradient := gradients[i]) is not None:
+            gradient = gradients[i]
+            if self.whitening is not None and gradient is not None and _is_real(gradient):
                 gradients[i] = self._whitened(i, number, gradient, shares[i])
 
     def _whitened(self, i: int, number: int, gradient: Tensor, shares: Shares) -> Tensor:
@@ -143,6 +149,10 @@ class Remembered:
         }
         whitened = self.whitening.whitened(_over(gradient, scale), own, history.of(number))
         return _times(whitened, scale).to(gradient.dtype)
+
+
+def _is_real(row: Tensor) -> bool:
+    return row.layout is torch.strided and row.is_floating_point()
 
 
 def _over(row: Tensor, factor: float) -> Tensor:
