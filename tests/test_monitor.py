@@ -337,3 +337,16 @@ def test_without_a_memory_of_squares_nothing_is_told_of_it():
     for step in range(40):
         optimizer.step([0.8**step * w.sum(), w[0]])
     assert monitor.memory == ""
+
+
+def test_the_picture_has_what_the_steps_change_as_a_share_of_each_loss():
+    w = nn.Parameter(torch.ones(2))
+    optimizer = MultiLossOptimizer(torch.optim.SGD([w], lr=0.1), UPGrad(), at="parameters")
+    monitor = Monitor(optimizer, every=1)
+    shares = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.step({"a": 5 + w.sum(), "b": 3 + w[0] - w[1]})
+        shares.append(monitor.latest["change/a"] / monitor.latest["loss/a"])
+    axes = next(axes for axes in monitor.plot().axes if "change" in axes.get_title())
+    assert axes.lines[0].get_ydata() == pytest.approx(shares)

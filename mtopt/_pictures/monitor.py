@@ -45,9 +45,11 @@ def _draw_by_loss(figure: SubFigure, records: Sequence[Record], site: str, width
     kinds = {
         "loss/": ("Losses", "loss"),
         f"{site}/norm/": (f"Gradients at {site}", "length of a loss's gradient"),
-        "change/": ("First-order change by the step", "above 0: the loss is raised"),
+        "change/": ("First-order change by the step", "share of the loss; above 0 it rises"),
     }
     drawn = {prefix: curves for prefix in kinds if (curves := _curves(records, prefix))}
+    if "change/" in drawn:
+        drawn["change/"] = _relative(records, drawn["change/"])
     names = list(dict.fromkeys(name for curves in drawn.values() for name in curves))
     looks = styles(names[:SHOWN])
     some = f" ({SHOWN} of {len(names)})" if len(names) > SHOWN else ""
@@ -67,6 +69,16 @@ def _curves(records: Sequence[Record], prefix: str) -> dict[str, Curve]:
         steps, values = [record.step for record in there], [record.numbers[name] for record in there]
         curves[name.removeprefix(prefix)] = Curve(steps, values)
     return curves
+
+
+def _relative(records: Sequence[Record], changes: dict[str, Curve]) -> dict[str, Curve]:
+    """Changes of losses as shares of these, where they are known."""
+    losses = {record.step: record.numbers for record in records}
+    found = {}
+    for name, curve in changes.items():
+        sizes = [abs(losses[int(step)].get(f"loss/{name}", 1.0)) or 1.0 for step in curve.x]
+        found[name] = Curve(curve.x, [mean / size for mean, size in zip(curve.means, sizes, strict=True)])
+    return found
 
 
 def _mean_cosines(records: Sequence[Record], site: str) -> tuple[list[str], list[list[float]]]:
