@@ -46,7 +46,8 @@ LONG = (
     "$x_1$ and \\alpha",
     "W" * 40,
 )
-ALL_METHODS = sorted(name for name in METHODS if hasattr(mtopt, name) and name != "ConstantWeights")
+WITH_ARGUMENTS = ("ConstantWeights", "CRMOGM")
+ALL_METHODS = sorted(name for name in METHODS if hasattr(mtopt, name) and name not in WITH_ARGUMENTS)
 
 
 class Net(nn.Module):
