@@ -46,8 +46,8 @@ LONG = (
     "$x_1$ and \\alpha",
     "W" * 40,
 )
-WITH_ARGUMENTS = ("ConstantWeights", "CRMOGM")
-ALL_METHODS = sorted(name for name in METHODS if hasattr(mtopt, name) and name not in WITH_ARGUMENTS)
+NOT_BY_NAME = ("ConstantWeights", "CRMOGM", "Krum")  # which need an argument, or more losses
+ALL_METHODS = sorted(name for name in METHODS if hasattr(mtopt, name) and name not in NOT_BY_NAME)
 
 
 class Net(nn.Module):
