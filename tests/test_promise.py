@@ -635,6 +635,15 @@ def test_a_sparse_table_of_one_loss_stays_sparse():
     assert table.weight.grad.is_sparse
 
 
+@pytest.mark.parametrize("transforms", [[Momentum()], [Whitening()]])
+def test_a_sparse_table_of_several_losses_is_refused(transforms):
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = MultiLossOptimizer(torch.optim.SGD(table.parameters(), lr=0.1), transforms, at="parameters")
+    with pytest.raises(TypeError, match="parameter with sparse gradients"):
+        optimizer.step([table(torch.tensor([1, 2])).sum(), table(torch.tensor([2, 3])).square().sum()])
+    assert table.weight.grad is None
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing():
     model, small = Problem(), nn.Linear(2, 1)
     whitening = Whitening()

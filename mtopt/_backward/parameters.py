@@ -224,14 +224,10 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
 
     Autograd may give one tensor to several targets, and what the rows were made of may keep them.
     """
+    harm = None if sharded else _harm(backward, rows)
     stream = _without_zeros(rows) if rows.opaque else rows.stream
-    watch = backward.pipeline.watch
-    harm = None
-    if watch is not None and watch.due and not sharded:
-        harm = Harm([backward.agreed.label(p) for p in range(len(backward.agreed))], rows.targets)
-        stream = harm.followed(stream)
-    if remembered is not None:
-        stream = remembered.rows(stream)
+    stream = stream if harm is None else harm.followed(stream)
+    stream = stream if remembered is None else remembered.rows(stream)
     shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
     if any(rows.alone):
         shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if rows.alone[i] else 1)]
@@ -240,9 +236,7 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
         shared = []  # rows are added up
     site_of = {i: site for site, i in enumerate(shared)}
     losses = backward.agreed if remembered is None else remembered.losses
-    metric = None
-    if backward.metric is not None and backward.pipeline.has_gramian:
-        metric = partial(_measured, backward.metric, [rows.targets[i] for i in shared])
+    metric = None if backward.metric is None else partial(_measured, backward.metric, [rows.targets[i] for i in shared])
     combination = backward.pipeline.combination(losses, [rows.sites[i] for i in shared], metric)
     gradients: list[Tensor | None] = [None] * len(rows.targets)
     arrived: list[set[int]] = [set() for _ in rows.targets]
@@ -266,9 +260,9 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
             "No parameter got a gradient, so there is nothing to combine. With FSDP2, leave gradient synchronization "
             "on (set_requires_gradient_sync): rows that stay unsharded cannot be seen."
         )
-    if harm is not None and watch is not None:
+    if harm is not None and backward.pipeline.watch is not None:
         harm.factors = backward.factors
-        watch.follow(harm)
+        backward.pipeline.watch.follow(harm)
     for i, combined in zip(shared, combination.result() if shared else (), strict=True):
         gradients[i] = combined
     alone: Shares = dict.fromkeys(losses.indices, 1.0)
@@ -292,6 +286,13 @@ class _Combined:
     shares: list[Shares]
     owners: list[set[int]]
     held: set[int]
+
+
+def _harm(backward: Backward, rows: RowsOfLosses) -> Harm | None:
+    """Who keeps the rows until the step is done, if this step is looked at."""
+    if backward.pipeline.watch is None or not backward.pipeline.watch.due:
+        return None
+    return Harm([backward.agreed.label(position) for position in range(len(backward.agreed))], rows.targets)
 
 
 def _measured(metric: MetricAt, targets: Sequence[Tensor], site: int, rows: Tensor) -> Tensor:

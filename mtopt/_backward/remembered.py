@@ -13,6 +13,7 @@ from .._dtypes import widen
 from .._graph.passes import Row
 from .._history import Average, Key
 from .backward import Backward
+from .refusals import check_dense
 from .taken_rows import RowsOfLosses
 
 
@@ -41,6 +42,7 @@ class Remembered:
         self.spoiled = torch.zeros(())  # how often numbers are not finite, in a step that a GradScaler will skip
         if self.momentum is not None:
             self._add_remembered(backward, rows)
+        self.owners = rows.owners
 
     def _add_remembered(self, backward: Backward, rows: RowsOfLosses) -> None:
         """Let losses have a row wherever they have an average, and absent ones be there, if that is asked for."""
@@ -95,6 +97,7 @@ class Remembered:
     def _gone_by(self, i: int, number: int, index: int, row: Tensor | None, factor: float) -> Tensor | None:
         """A part of a row as it goes on, after it was seen. `factor` is what the loss was multiplied by."""
         if row is not None and not _is_real(row):  # a table of one loss's own stays sparse
+            check_dense(len(self.owners[i]) < 2)
             return row
         if row is not None and self.whitening is not None:
             self.seen[i][index] = row
