@@ -79,42 +79,14 @@ def uniform(
         return part.of(uniform(like.new_empty(part.shape), generator), like.shape)
     scratch = Scratch() if scratch is None else scratch
     drawn = scratch.take(like)
-    if drawn.dtype != torch.float32 or not scratch.keeps(drawn):
+    if drawn.dtype != torch.float32 or not scratch.keeps(drawn) or drawn.numel() % 2:
         return drawn.uniform_(generator=generator)
-    # A CPU's generator is serial: one number of it starts a stream that all threads compute.
-    bits, memory = scratch.take(drawn), scratch.take(drawn)
-    hashed(*stream(generator), *(part.as_strided((drawn.numel(),), (1,)).view(torch.int32) for part in (bits, memory)))
-    drawn.copy_(bits.view(torch.int32).bitwise_and_(GRID - 1)).mul_(1 / GRID)
-    scratch.give(bits, memory)
+    # On a CPU, 24 bits of each half of 64-bit draws are the same grid in three quarters of the time.
+    bits = scratch.take(drawn)
+    bits.as_strided((bits.numel(),), (1,)).view(torch.int64).random_(generator=generator)
+    drawn.copy_(bits.view(torch.int32).bitwise_and_(0xFFFFFF)).mul_(2**-24)
+    scratch.give(bits)
     return drawn
-
-
-GRID = 2**24
-"""Draws are multiples of 1/GRID: as many as float32 holds, each as likely."""
-
-
-def stream(generator: torch.Generator | None) -> tuple[int, int]:
-    """Start and step of a stream of hashes, from one number of a generator."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return _signed(_mix(seed)), _signed(_mix(seed + 1) | 1)
-
-
-def hashed(start: int, step: int, into: Tensor, memory: Tensor) -> None:
-    """24 random bits and more in each of some int32: number c is a hash of `start + c * step`.
-
-    Source:
-        SplitMix (Steele, Lea, Flood 2014), in 32 bits, with the mix "lowbias32" (Wellons 2018).
-    """
-    torch.add(torch.tensor(start, dtype=torch.int32), torch.arange(len(into), out=memory), alpha=step, out=into)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        upper = torch.bitwise_right_shift(into, shift, out=memory).bitwise_and_(2 ** (32 - shift) - 1)
-        into.bitwise_xor_(upper).mul_(_signed(factor))
-    into.bitwise_xor_(torch.bitwise_right_shift(into, 16, out=memory))  # the highest bits apart, which nobody reads
-
-
-def _signed(number: int) -> int:
-    """The last 32 bits as an int32."""
-    return (number + 2**31) % 2**32 - 2**31
 
 
 def _mix(number: int) -> int:
