@@ -200,7 +200,7 @@ class Backward:
             weights = weights[[self.agreed.indices.index(index) for index in self.losses.indices]]
         return cotangents(self.origins, weights)
 
-    @property
+    @cached_property
     def factors(self) -> list[float]:
         """What each loss that any rank has was multiplied by, once it has started: by a GradScaler and weightings."""
         scale = self.losses.scale or 1.0

@@ -39,14 +39,17 @@ class FirstStep:
 
     def tell(self, losses: Losses, n_ranks: int) -> None:
         """A step begins."""
-        kept = bool(self.new and any(self.new)) and not _same(self.new, self._state())
-        kept = kept or any(history.averages for history in self.pipeline.order.histories)
-        has_state = bool(self.new and any(self.new)) or bool(self.pipeline.order.histories)
-        if self.left_out and has_state and not kept:
+        if self.left_out and self._starts_anew():
             self.told.once(_LEFT_OUT)
         if not self.stepped and self.pipeline.gradient_transforms and losses.n_losses == n_ranks == 1:
             self.told.once(_ALONE)
         self.left_out, self.stepped = False, True
+
+    def _starts_anew(self) -> bool:
+        """Whether there is a state at all, and it is as it was at first."""
+        small, histories = bool(self.new and any(self.new)), self.pipeline.order.histories
+        changed = (small and not _same(self.new, self._state())) or any(history.averages for history in histories)
+        return (small or bool(histories)) and not changed
 
     def _state(self) -> list[dict[str, Any]] | None:
         """A copy of it; `None` where a transform has none before its first step."""

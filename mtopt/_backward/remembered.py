@@ -79,12 +79,9 @@ class Remembered:
     def rows(self, stream: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
         """The rows that go on, by position among all losses that have some."""
         positions = {index: position for position, index in enumerate(self.losses.indices)}
-        factors: Sequence[float] = ()
-        for position, row in stream:
-            factors = factors or self.backward.factors
-            index = self.present.indices[position]
+        for position, row in stream:  # the first one has started the losses
+            index, factor = self.present.indices[position], self.backward.factors[position]
             row += [None] * (len(self.targets) - len(row))
-            factor = factors[position]
             self._look_for_spoiled(row)
             for i, number in enumerate(self.numbers):
                 if number is not None:
@@ -130,6 +127,7 @@ class Remembered:
         """Keep what was seen, and whiten the combined gradients."""
         if self.present.scale is not None and float(self.ranks.sum(self.spoiled.float().view(1))) > 0:
             return
+        factors = dict(zip(self.present.indices, self.backward.factors, strict=True))
         for i, number in enumerate(self.numbers):
             if number is None:
                 continue
@@ -137,12 +135,11 @@ class Remembered:
                 self.momentum.history.keep(number, self.targets[i], self.moved[i])
             gradient = gradients[i]
             if self.whitening is not None and gradient is not None and _is_real(gradient):
-                gradients[i] = self._whitened(i, number, gradient, shares[i])
+                gradients[i] = self._whitened(i, number, gradient, shares[i], factors)
 
-    def _whitened(self, i: int, number: int, gradient: Tensor, shares: Shares) -> Tensor:
+    def _whitened(self, i: int, number: int, gradient: Tensor, shares: Shares, factors: Mapping[int, float]) -> Tensor:
         assert self.whitening is not None
         history = self.whitening.history
-        factors = dict(zip(self.present.indices, self.backward.factors, strict=True))
         rows = {index: _over(row, factors[index]) for index, row in self.seen[i].items() if factors[index] != 0}
         self.seen[i] = {}
         history.keep(number, self.targets[i], self.whitening.seen(history.of(number), rows))
