@@ -7,10 +7,11 @@ from torch import Tensor
 
 from .._checks import check_share, kind_of
 from .._transform import GramianTransform, Losses
+from .around import Around
 from .state import PerLoss
 
 
-class CRMOGM(GramianTransform):
+class CRMOGM(Around):
     r"""Correlation-reduced multi-objective gradient manipulation: another method's weights, by a running average.
 
     $$\lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
@@ -42,24 +43,9 @@ class CRMOGM(GramianTransform):
     def __init__(self, method: GramianTransform, *, average: float = 0.9) -> None:
         if not isinstance(method, GramianTransform):
             raise TypeError(f"`method` must be a method from the Gramian, e.g. MGDA(), but it is {kind_of(method)}.")
-        self.method = method
+        super().__init__(method)
         self.average = check_share(average, "average")
         self.averaged = PerLoss()
-
-    @property
-    def scale_equivariant(self) -> bool:  # type: ignore[override]  # that of the method
-        return self.method.scale_equivariant
-
-    @property
-    def uses_values(self) -> bool:  # type: ignore[override]
-        return self.method.uses_values
-
-    def check(self, losses: Losses) -> None:
-        self.method.check(losses)
-
-    def check_losses(self, losses: Losses) -> None:
-        super().check_losses(losses)
-        self.method.check_losses(losses)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         now = self.method.weights(gramian, losses).to(gramian)

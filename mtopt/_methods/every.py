@@ -7,10 +7,11 @@ from torch import Tensor
 
 from .._checks import check_count, kind_of
 from .._transform import GramianTransform, Losses
+from .around import Around
 from .state import Count, PerLoss
 
 
-class Every(GramianTransform):
+class Every(Around):
     r"""Lets a method choose weights in every k-th step; steps between cost one ordinary backward of the weighted sum.
 
     With T losses at parameters a step costs about $1 + (T - 1) / k$ backwards of the shared part, instead of T. Weights
@@ -37,29 +38,14 @@ class Every(GramianTransform):
                 f"`method` must be a method from the Gramian, e.g. UPGrad(), but it is {kind_of(method)}: only "
                 f"weights of whole losses can hold in steps that do not see their gradients."
             )
-        self.method = method
+        super().__init__(method)
         self.steps = check_count(steps, "steps")
         self.since = Count()
         self.last = PerLoss()
 
     @property
-    def scale_equivariant(self) -> bool:  # type: ignore[override]
-        return self.method.scale_equivariant
-
-    @property
-    def uses_values(self) -> bool:  # type: ignore[override]
-        return self.method.uses_values
-
-    @property
     def non_conflicting(self) -> bool:  # type: ignore[override]
         return self.method.non_conflicting and self.steps == 1
-
-    def check(self, losses: Losses) -> None:
-        self.method.check(losses)
-
-    def check_losses(self, losses: Losses) -> None:
-        super().check_losses(losses)
-        self.method.check_losses(losses)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         weights = self.method.weights(gramian, losses)
