@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -179,21 +180,26 @@ def _cell(records: Sequence[dict[str, Any]], rate: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--output", type=Path, default=RESULTS, help="finished runs, one JSON object in a line")
+    parser.add_argument("--output", type=Path, help="finished runs, one JSON object in a line")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")
     parser.add_argument("--quick", action="store_true", help="a trial of the procedure in a minute, no evidence")
     args = parser.parse_args()
     console = Console()
+    with tempfile.TemporaryDirectory() as trial:
+        output = args.output or (Path(trial) / RESULTS.name if args.quick else RESULTS)
+        _run(args, output)
+        tables(output, console)
+
+
+def _run(args: argparse.Namespace, output: Path) -> None:
     if args.quick:
-        args.output.unlink(missing_ok=True)
         both = TUNING[0], TESTING[0]
         some = [Run(problem, way, 1e-2, 0.9, seed) for problem in args.problems for way in ways() for seed in both]
-        do(some, args.output, args.workers, 20, "a trial")
+        do(some, output, args.workers, 20, "a trial")
     elif not args.tables:
-        do(list(tuning(args.problems)), args.output, args.workers, STEPS, "tuning")
-        do(list(testing(finished(args.output))), args.output, args.workers, STEPS, "testing")
-    tables(args.output, console)
+        do(list(tuning(args.problems)), output, args.workers, STEPS, "tuning")
+        do(list(testing(finished(output))), output, args.workers, STEPS, "testing")
 
 
 if __name__ == "__main__":
