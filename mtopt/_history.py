@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._checks import check_count
 from ._dtypes import widen
+from ._sharded import like, local
 
 Key = tuple[int, ...]
 """Indices of losses: one, or those of a product."""
@@ -89,12 +90,11 @@ class History:
         self.parameters = {number: by_number[number] for number in placed}
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {
-            number: {
-                key: {"steps": a.steps, "mean": like(self.parameters.get(number), a.mean)} for key, a in of.items()
-            }
-            for number, of in self.averages.items()
-        }
+        kept: dict[int, dict[Key, dict[str, Any]]] = {}
+        for number, averages in self.averages.items():
+            for key, average in averages.items():
+                mean = like(self.parameters.get(number, average.mean), average.mean)
+                kept.setdefault(number, {})[key] = {"steps": average.steps, "mean": mean}
         return {"averages": kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -106,21 +106,3 @@ class History:
             for number, of in state_dict["averages"].items()
         }
         self.loaded = True
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, which may be sharded."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def like(parameter: Tensor | None, mean: Tensor) -> Tensor:
-    """What this process holds, as a tensor sharded as the parameter is."""
-    if parameter is None or not hasattr(parameter, "to_local"):
-        return mean
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    sharded: Tensor = DTensor.from_local(
-        mean, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
-    return sharded

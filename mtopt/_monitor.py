@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from ._backward.metric import memory_of
+from ._backward.inner import memory_of
 from ._checks import is_whole
 from ._combine.conflict import BINS, Conflict
 from ._combine.harm import Harm

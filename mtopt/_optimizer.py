@@ -21,10 +21,10 @@ from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
+from ._backward.inner import Given as Metric
+from ._backward.inner import check_histories, metric_of, refuse_momentum
 from ._backward.known import Known, known_of
 from ._backward.marks import MarkSite
-from ._backward.metric import Given as Metric
-from ._backward.metric import check_histories, metric_of, refuse_momentum
 from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
 from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
@@ -301,16 +301,14 @@ class MultiLossOptimizer(Optimizer):
         inner = {key: value for key, value in state_dict.items() if key != _STATE_KEY}
         own = state_dict.get(_STATE_KEY)
         before = self.pipeline.copied_state()
-        kept = [(history, history.averages) for history in self.pipeline.order.histories]
-        if own is not None:
-            self.pipeline.load_state_dict(own, self._parameters())
-        try:
-            self.inner.load_state_dict(inner)
-        except Exception:
-            self.pipeline.load_state(before)
-            for history, averages in kept:
-                history.averages = averages
-            raise
+        with self.pipeline.histories_unless_it_fails():
+            if own is not None:
+                self.pipeline.load_state_dict(own, self._parameters())
+            try:
+                self.inner.load_state_dict(inner)
+            except Exception:
+                self.pipeline.load_state(before)
+                raise
         self.pipeline.joined, self.pipeline.loaded, self.pipeline.names = False, True, None
         self._first_step.loaded(state_dict, own=own is not None)
 

@@ -24,8 +24,8 @@ from .._torch import variable_of, wrapper_of
 from .._transform import Losses, Site
 from .agreement import Agreement, Facts, Owned
 from .explanation import Explanation, SiteExplained
+from .inner import MetricAt
 from .known import Known
-from .metric import MetricAt
 from .telling import Told
 
 

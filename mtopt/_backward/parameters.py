@@ -1,4 +1,4 @@
-"""Rows at the shared parameters: from the graph, of all ranks, or shard by shard. No activations."""
+"""Rows at the parameters combined, and added to `.grad`. Takes no rows itself; no activations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from torch.autograd.graph import Node
 
 from .._combine.combination import Shares
 from .._combine.harm import Harm
-from .._graph.alive import check_repeatable
 from .._graph.passes import Row
-from .._graph.rows import check_rows_below, rows_below, rows_by_backward, run_again
 from .._graph.sites import beside_shared
-from .._graph.supports import Edge
 from .._torch import (
     COMPILED,
     REENTRANT_CHECKPOINT,
@@ -28,16 +25,15 @@ from .._torch import (
     wrappers_silent,
 )
 from .._transform import Site
-from .averages import averaged, check_alike
+from .averages import check_alike
 from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
-from .injecting import tell_injected
-from .metric import MetricAt
-from .refusals import check_dense, check_real, refuse_layers
+from .inner import MetricAt
+from .refusals import check_dense, refuse_layers
 from .remembered import Remembered
 from .shards import Shard, shards_of
-from .taken_rows import RowsOfLosses, remember, rows_again
+from .taken_rows import RowsOfLosses, remember, rows_again, rows_of_losses
 from .telling import HOOKS
 from .weighted import combine_weighted
 
@@ -62,7 +58,7 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
             if any(backward.graph.shared(leaf) and has_hooks(variable_of(leaf)) for leaf in backward.graph.leaves()):
                 backward.told.once(HOOKS)
             shards, sinks = shards_of(backward.parameters), backward.graph.sinks
-            rows = _rows(backward, shards)
+            rows = rows_of_losses(backward, shards)
             rows.alone = _counting_alone(backward, rows, every)
             # One node for a whole model hides who reaches what, as some ways to bundle losses do.
             hiding = not backward.graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
@@ -100,115 +96,6 @@ def _explained(backward: Backward, rows: RowsOfLosses, combined: _Combined) -> E
     why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
     if_slow = 'at="activations" takes one backward for all losses'
     return backward.explanation(rows.how, why, if_slow, sites, backward.batching.used)
-
-
-def _rows(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
-    if shards:
-        return _rows_of_shards(backward, shards)
-    if REENTRANT_CHECKPOINT in backward.graph.kinds:
-        return _rows_by_backward(backward)
-    return _rows_of_all_ranks(backward) if backward.ranks.size > 1 else _rows_of_graph(backward)
-
-
-def _rows_of_graph(backward: Backward) -> RowsOfLosses:
-    unknown = len(backward.number)
-    leaves = sorted(backward.graph.leaves(), key=lambda leaf: backward.number.get(id(variable_of(leaf)), unknown))
-    edges = [(leaf, 0) for leaf in leaves]
-    check_rows_below(backward.graph, edges, backward.batching, retain_graph=backward.retain_graph)
-    tell_injected(backward)
-    # Parameters of others take no part: their gradients are only added up.
-    owners = [
-        backward.graph.positions_at(edge) if id(variable_of(edge[0])) in backward.number else [] for edge in edges
-    ]
-    targets = [variable_of(leaf) for leaf in leaves]
-    _check_shared(backward, targets, owners)
-    return RowsOfLosses(
-        targets,
-        owners,
-        [Site(backward.agreed)] * len(targets),
-        rows_below(backward.graph, backward.starts(), edges, backward.batching, retain_graph=backward.retain_graph),
-        "exclusive parts once, rows of the shared parameters loss by loss",
-    )
-
-
-def _rows_by_backward(backward: Backward) -> RowsOfLosses:
-    """Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad."""
-    if backward.ranks.size > 1:
-        raise RuntimeError(
-            'Reentrant checkpointing takes a whole backward per loss with `at="parameters"`, which the ranks cannot '
-            "follow. Use torch.utils.checkpoint with use_reentrant=False."
-        )
-    check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
-    targets = [parameter for parameter in backward.parameters if parameter.requires_grad]
-    return RowsOfLosses(
-        targets,
-        [range(len(backward.agreed))] * len(targets),
-        [Site(backward.agreed)] * len(targets),
-        rows_by_backward(backward.graph, backward.starts(), targets, retain_graph=backward.retain_graph),
-        "one whole backward per loss, because of reentrant checkpointing",
-    )
-
-
-def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
-    """FSDP2 adds up and splits the gradients in its own backward: its shards are read loss by loss."""
-    check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
-    backward.agree(sites=[backward.losses.indices])
-    targets = [shard.parameter for shard in shards]
-
-    def stream() -> Iterator[tuple[int, Row]]:
-        starts = backward.starts()
-        for position, row in rows_by_backward(backward.graph, starts, targets, retain_graph=backward.retain_graph):
-            parts = [None if part is None else shard.local(part) for shard, part in zip(shards, row, strict=True)]
-            row.clear()
-            yield position, parts
-
-    return RowsOfLosses(
-        targets,
-        [range(len(backward.agreed))] * len(targets),
-        [shard.site(backward.agreed) for shard in shards],
-        stream(),
-        "one backward per loss, rows combined shard by shard",
-    )
-
-
-def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
-    """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
-    edges: list[Edge | None] = [None] * len(backward.parameters)
-    inputs: list[Edge] = []  # these differ from rank to rank
-    for leaf in backward.graph.leaves():
-        variable = variable_of(leaf)
-        if not backward.is_parameter(leaf):
-            inputs.append((leaf, 0))
-        elif id(variable) in backward.number:
-            edges[backward.number[id(variable)]] = (leaf, 0)
-        else:
-            raise RuntimeError(
-                f"The `losses` reach a parameter of shape {tuple(variable.shape)} that the optimizer does not have, so "
-                f'that its gradient cannot be averaged over the ranks with `at="parameters"`. Add it to the optimizer, '
-                f"or set requires_grad=False."
-            )
-    here = [edge for edge in (*edges, *inputs) if edge is not None]
-    check_rows_below(backward.graph, here, backward.batching, retain_graph=backward.retain_graph)
-    backward.agree(own_reduction=True)
-    tell_injected(backward)
-    masks = [0] * len(edges)
-    for facts in backward.everywhere:
-        for i, mask in facts.owned:
-            masks[i] |= mask
-    reached = [i for i, mask in enumerate(masks) if mask]
-    targets = [backward.parameters[i] for i in reached]
-    owners = [[p for p, index in enumerate(backward.agreed.indices) if masks[i] >> index & 1] for i in reached]
-    _check_shared(backward, targets, owners)
-    targets += [variable_of(leaf) for leaf, _ in inputs]
-    owners += [[] for _ in inputs]
-    edges = [*(edges[i] for i in reached), *inputs]
-    return RowsOfLosses(
-        targets,
-        owners,
-        [Site(backward.agreed)] * len(targets),
-        averaged(backward, targets, owners, edges),
-        "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
-    )
 
 
 def _counting_alone(backward: Backward, rows: RowsOfLosses, every: bool) -> list[bool]:
@@ -318,14 +205,6 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
         counts[here] = torch.stack([row[i].count_nonzero() for i in here]).to(counts)  # type: ignore[union-attr]
     total: list[float] = sites[0].ranks.sum(counts).tolist()
     return total
-
-
-def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:
-    shared = [target for target, losses in zip(targets, owners, strict=True) if len(losses) > 1]
-    if not shared and not backward.pipeline.order.histories:
-        raise RuntimeError("The `losses` share no parameter that this optimizer has, so there is nothing to combine.")
-    for target in shared:
-        check_real(target.dtype)
 
 
 def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._draws import Part
 from .._ranks import ALONE, Ranks, ranks_of
+from .._sharded import like
 from .._torch import is_flattened_by_fsdp1
 from .._transform import Losses, Site
 
@@ -48,13 +49,7 @@ class Shard:
 
     def whole(self, combined: Tensor) -> Tensor:
         """The combined part as a gradient of the parameter."""
-        from torch.distributed.tensor import DTensor
-
-        p = self.parameter
-        gradient: Tensor = DTensor.from_local(
-            combined, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-        )
-        return gradient
+        return like(self.parameter, combined)
 
 
 def shards_of(parameters: Sequence[Tensor]) -> list[Shard]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .._sharded import local
 from .._transform import Losses
 
 NEVER_HANDED = (
@@ -89,5 +90,5 @@ class Told:
 
 def _is_some(gradient: Tensor) -> bool:
     """Whether it is not all zeros, which is what `zero_grad(set_to_none=False)` leaves."""
-    here: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor's own part
+    here = local(gradient)
     return here.layout is not torch.strided or bool((here.detach() != 0).any())

@@ -102,8 +102,6 @@ class Pipeline:
     @property
     def keeps_losses(self) -> bool:
         """Whether a transform keeps something of single losses from step to step: more than its random numbers."""
-        if self.order.histories:
-            return True
         parts = [part for transform in self.transforms for part in vars(transform).values()]
         return any(hasattr(part, "state_dict") and not isinstance(part, Draws) for part in parts)
 
@@ -187,12 +185,18 @@ class Pipeline:
                 raise ValueError(
                     f"`state_dict` does not fit `transforms[{i}]`, {type(transform).__name__}: it is of {name}. {_ANEW}"
                 )
-        before = [(history, history.averages) for history in self.order.histories]
-        try:
+        with self.histories_unless_it_fails():
             self.load_state(states, whole=True)
             for transform in self.transforms:
                 if isinstance(transform, HistoryTransform):
                     transform.fit(parameters)
+
+    @contextmanager
+    def histories_unless_it_fails(self) -> Iterator[None]:
+        """While active, an error leaves what is kept of each parameter as it was."""
+        before = [(history, history.averages) for history in self.order.histories]
+        try:
+            yield
         except Exception:
             for history, averages in before:
                 history.averages = averages

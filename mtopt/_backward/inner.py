@@ -1,4 +1,4 @@
-"""How far an optimizer moves a parameter for a gradient: the metric in which its steps are steepest. No rows taken."""
+"""What is asked of the inner optimizer: its metric, its momentum, how long its memory is. Takes no rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .._checks import kind_of, needs_closure
 from .._combine.pipeline import Pipeline
-from .._history import local
+from .._sharded import local
 
 MetricAt = Callable[[Tensor, Tensor], Tensor]
 """From a parameter and its rows, shape `(T, *S)`, to rows whose inner products are those of the metric."""
