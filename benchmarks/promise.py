@@ -11,8 +11,8 @@ import json
 import math
 import multiprocessing
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from batched import Trainings
 from problems.physics import Burgers, Helmholtz, Physics
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 import mtopt
 
@@ -31,10 +33,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promise.jsonl"
 PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}
 STEPS = 1500
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+FIRST_RATES = RATES[3:6]  # then outwards, until the best is not at an edge
 BETAS = (0.9, 0.99, 0.999)
 WEIGHTS = (1, 3, 10, 30, 100, 300, 1000)  # of all losses but the residual
 TUNING, TESTING = range(100, 103), range(10)  # seeds
+TOGETHER = 15  # trainings in one pass through their networks
 METHODS: dict[str, Callable[[], mtopt.Transform]] = {
     "ConFIG": mtopt.ConFIG,
     "IMTLG": mtopt.IMTLG,
@@ -80,34 +84,36 @@ def transforms_of(way: str, beta: float, n_losses: int) -> list[mtopt.Transform]
     return [method, mtopt.Whitening(beta=beta)] if way.endswith(WHITENED) else [method]
 
 
-def train(run: Run, steps: int = STEPS) -> dict[str, Any]:
-    """The error of one run on held-out points, as log10 of the relative L2 error, and the share of harmful steps."""
+def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
+    """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
-    problem = PROBLEMS[run.problem]()
-    torch.manual_seed(run.seed)
-    model = problem.make_model()
-    inner = torch.optim.Adam(model.parameters(), lr=run.rate, betas=(0.9, run.beta))
-    transforms = transforms_of(run.way, run.beta, len(problem.tasks))
-    optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters" if transforms else "activations")
-    watched = any(isinstance(t, (mtopt.GramianTransform, mtopt.RowTransform)) for t in transforms)
-    monitor = mtopt.Monitor(optimizer, every=50) if watched else None
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps)
-    batches = problem.batches(run.seed)
-    start = time.perf_counter()
+    problem = PROBLEMS[runs[0].problem]()
+    schedulers, monitors = [], []
+
+    def make(i: int, parameter: Tensor) -> mtopt.MultiLossOptimizer:
+        run = runs[i]
+        inner = torch.optim.Adam([parameter], lr=run.rate, betas=(0.9, run.beta))
+        transforms = transforms_of(run.way, run.beta, len(problem.tasks))
+        optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters" if transforms else "activations")
+        watched = any(isinstance(t, (mtopt.GramianTransform, mtopt.RowTransform)) for t in transforms)
+        monitors.append(mtopt.Monitor(optimizer, every=50) if watched else None)
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps))
+        return optimizer
+
+    trainings = Trainings(problem, [run.seed for run in runs], make)
     for _ in range(steps):
-        losses = problem.losses(model, next(batches))
-        optimizer.zero_grad()
-        optimizer.step(losses)
-        scheduler.step()
-    seconds = time.perf_counter() - start
-    with torch.no_grad():
-        score = problem.metrics(model, "validation" if run.seed in TUNING else "test")["solution"]
-    return {
-        **asdict(run),
-        "score": round(score, 4) if math.isfinite(score) else 2.0,  # as good as no solution
-        "seconds": round(seconds, 2),
-        "raised": {} if monitor is None else {name: round(share, 3) for name, share in monitor.raised.items()},
-    }
+        trainings.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    records = []
+    for i, (run, monitor) in enumerate(zip(runs, monitors, strict=True)):
+        with torch.no_grad():
+            split = "validation" if run.seed in TUNING else "test"
+            score = problem.metrics(trainings.model(i), split)["solution"]
+        raised = {} if monitor is None else {name: round(share, 3) for name, share in monitor.raised.items()}
+        score = round(score, 4) if math.isfinite(score) else 2.0  # as good as no solution
+        records.append({**asdict(run), "score": score, "raised": raised})
+    return records
 
 
 def finished(path: Path) -> dict[Run, dict[str, Any]]:
@@ -117,35 +123,69 @@ def finished(path: Path) -> dict[Run, dict[str, Any]]:
 
 
 def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> None:
-    """Train what is not finished yet; every run is written when it is."""
+    """Train what is not finished yet, many together; runs are written when they are."""
     done = finished(path)
     missing = [run for run in runs if run not in done]
+    groups = [list(batch) for p in PROBLEMS for batch in _batched([r for r in missing if r.problem == p])]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool, path.open("a", encoding="utf-8") as file:
-        records = pool.imap_unordered(partial(train, steps=steps), missing)
-        for record in track(records, description=what, total=len(missing)):
-            file.write(json.dumps(record) + "\n")
+        found = pool.imap_unordered(partial(train, steps=steps), groups)
+        for records in track(found, description=what, total=len(groups)):
+            file.writelines(json.dumps(record) + "\n" for record in records)
             file.flush()
 
 
-def tuning(problems: Sequence[str]) -> Iterator[Run]:
-    for seed, problem, way, beta, rate in itertools.product(TUNING, problems, ways(), BETAS, RATES):
-        yield Run(problem, way, rate, beta, seed)
+def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
+    return (runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER))
+
+
+def tuning(problems: Sequence[str], done: dict[Run, dict[str, Any]]) -> Iterator[Run]:
+    """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
+    tried = scores_by_rate(done)
+    for problem, way, beta in itertools.product(problems, ways(), BETAS):
+        rates = set(FIRST_RATES)
+        if by_rate := tried.get((problem, way, beta)):
+            rates |= by_rate.keys() | {_beside(min(by_rate, key=by_rate.__getitem__), by_rate)}
+        for rate, seed in itertools.product(sorted(rates), TUNING):
+            yield Run(problem, way, rate, beta, seed)
+
+
+def _beside(best: float, rates: Collection[float]) -> float:
+    """The next rate where the best is the lowest or the highest of them; else, or where there is none, the best."""
+    place = RATES.index(best) + (best == max(rates)) - (best == min(rates))
+    return RATES[min(max(place, 0), len(RATES) - 1)]
+
+
+def tune(problems: Sequence[str], path: Path, workers: int) -> None:
+    """Train with one rate after the other, until no best rate is at an edge."""
+    done = finished(path)
+    while any(run not in done for run in tuning(problems, done)):
+        do(list(tuning(problems, done)), path, workers, STEPS, "tuning")
+        done = finished(path)
+
+
+def scores_by_rate(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, float], dict[float, float]]:
+    """For each problem, way and memory the mean score at each rate, over the seeds for tuning."""
+    scores: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run, record in done.items():
+        if run.seed in TUNING:
+            scores[run.problem, run.way, run.beta][run.rate].append(record["score"])
+    return {key: {rate: fmean(of_rate) for rate, of_rate in rates.items()} for key, rates in scores.items()}
 
 
 def best_rates(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, float], float]:
-    """For each problem, way and memory the rate with the lowest mean error over the seeds for tuning."""
-    scores: dict[tuple[str, str, float], dict[float, list[float]]] = {}
-    for run, record in done.items():
-        if run.seed in TUNING:
-            by_rate = scores.setdefault((run.problem, run.way, run.beta), {})
-            by_rate.setdefault(run.rate, []).append(record["score"])
-    return {key: min(rates, key=lambda rate: fmean(rates[rate])) for key, rates in scores.items()}
+    """For each problem, way and memory the best rate."""
+    return {key: min(rates, key=rates.__getitem__) for key, rates in scores_by_rate(done).items()}
 
 
 def testing(done: dict[Run, dict[str, Any]]) -> Iterator[Run]:
+    """The runs that are tested: of the sums at each memory those with weight 1 and with the best one."""
+    scores = {key: min(rates.values()) for key, rates in scores_by_rate(done).items()}
     for (problem, way, beta), rate in best_rates(done).items():
-        for seed in TESTING:
-            yield Run(problem, way, rate, beta, seed)
+        sums = [other for p, other, b in scores if (p, b) == (problem, beta) and other.startswith(SUM)]
+        best = min(sums, key=lambda other: scores[problem, other, beta], default=None)
+        if not way.startswith(SUM) or way in (best, f"{SUM}, weight 1"):
+            for seed in TESTING:
+                yield Run(problem, way, rate, beta, seed)
 
 
 def tables(path: Path, console: Console) -> None:
@@ -198,7 +238,7 @@ def _run(args: argparse.Namespace, output: Path) -> None:
         some = [Run(problem, way, 1e-2, 0.9, seed) for problem in args.problems for way in ways() for seed in both]
         do(some, output, args.workers, 20, "a trial")
     elif not args.tables:
-        do(list(tuning(args.problems)), output, args.workers, STEPS, "tuning")
+        tune(args.problems, output, args.workers)
         do(list(testing(finished(output))), output, args.workers, STEPS, "testing")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def promise(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("promise", "problems", "problems.physics", "problems.base"):
+    for name in ("promise", "batched", "problems", "problems.physics", "problems.base"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import promise
 
@@ -32,26 +33,60 @@ def test_every_way_trains_with_what_its_name_says(promise):
             assert described == ("[]" if weight == 1 else f"[ConstantWeights(weight=(1.0, {weight}, {weight}))]")
 
 
-def test_what_is_finished_is_not_trained_again_and_the_best_rate_is_tested(promise, tmp_path, monkeypatch):
-    path, runs, lines = tmp_path / "runs.jsonl", [], []
-    monkeypatch.setattr(promise, "RATES", (0.1, 0.2))
-    monkeypatch.setattr(promise, "ways", lambda: ["sum, weight 1"])
-    for run in promise.tuning(["burgers"]):
-        score = {0.1: -1.0, 0.2: -2.0}[run.rate] + run.beta
-        lines.append(json.dumps({**vars(run), "score": score, "seconds": 1.0, "raised": {}}))
-        runs.append(run)
-    path.write_text("\n".join(lines))
+def written(path, scores):
+    """Finished runs with these scores, by what `Run` is made of."""
+    lines = []
+    for (way, rate, beta, seed), score in scores.items():
+        run = {"problem": "burgers", "way": way, "rate": rate, "beta": beta, "seed": seed}
+        lines.append(json.dumps({**run, "score": score, "raised": {}}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch):
+    """One that is best at 1e-3, and one whose error falls up to the last rate that there is."""
+    path, tried = tmp_path / "runs.jsonl", []
+    scores = {}
+    monkeypatch.setattr(promise, "BETAS", (0.9,))
+    monkeypatch.setattr(promise, "ways", lambda: ["UPGrad", "ConFIG"])
+
+    def pretend(runs, path, workers, steps, what):
+        tried.append({(run.way, run.rate) for run in runs} - {(way, rate) for way, rate, *_ in scores})
+        for run in runs:
+            score = abs(math.log10(run.rate) + 3) if run.way == "UPGrad" else -run.rate
+            scores[run.way, run.rate, run.beta, run.seed] = score
+        written(path, scores)
+
+    monkeypatch.setattr(promise, "do", pretend)
+    promise.tune(["burgers"], path, 1)
+    assert tried[0] == {(way, rate) for way in ("UPGrad", "ConFIG") for rate in (3e-3, 1e-2, 3e-2)}
+    assert tried[1:] == [{("UPGrad", 1e-3), ("ConFIG", 1e-1)}, {("UPGrad", 3e-4), ("ConFIG", 3e-1)}]
     done = promise.finished(path)
-    assert list(done) == runs
-    assert set(promise.best_rates(done).values()) == {0.2}
-    tests = list(promise.testing(done))
-    assert {run.seed for run in tests} == set(promise.TESTING)
-    assert {run.rate for run in tests} == {0.2}
+    assert promise.best_rates(done) == {("burgers", "UPGrad", 0.9): 1e-3, ("burgers", "ConFIG", 0.9): 3e-1}
+    assert {(run.way, run.rate) for run in promise.testing(done)} == {("UPGrad", 1e-3), ("ConFIG", 3e-1)}
     promise.tables(path, console := Console(record=True, width=120))
-    assert "(0.2!)" in console.export_text()  # at an edge of the grid
+    assert console.export_text().count("(0.3!)") == 1  # at the edge of what can be tried
 
 
-def test_a_run_trains_and_tells_harm(promise):
-    record = promise.train(promise.Run("helmholtz", "ConFIG, whitened", 1e-2, 0.9, 0), steps=3)
-    assert -3 < record["score"] < 1
-    assert record["raised"].keys() == {"residual", "boundary"}
+def test_sums_are_tested_with_weight_1_and_with_the_best_one(promise, tmp_path):
+    ways = {"sum, weight 1": 0.0, "sum, weight 10": -2.0, "sum, weight 100": -1.0, "UPGrad": -3.0}
+    written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in ways.items()})
+    tests = list(promise.testing(promise.finished(tmp_path / "r")))
+    assert {run.way for run in tests} == ways.keys() - {"sum, weight 100"}
+    assert {run.seed for run in tests} == set(promise.TESTING)
+
+
+def test_what_is_finished_is_not_trained_again(promise, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    runs = [promise.Run("burgers", "sum, weight 1", 1e-2, 0.9, seed) for seed in (100, 101)]
+    promise.do(runs[:1], path, 1, 2, "the first")
+    promise.do(runs, path, 1, 2, "both")
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [100, 101]
+
+
+def test_runs_train_together_and_tell_harm(promise):
+    ways = "ConFIG, whitened", "sum, weight 1"
+    watched, plain = promise.train([promise.Run("helmholtz", way, 1e-2, 0.9, 0) for way in ways], steps=3)
+    assert -3 < watched["score"] < 1
+    assert watched["raised"].keys() == {"residual", "boundary"}
+    assert plain["score"] != watched["score"]
+    assert not plain["raised"]
