@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -398,6 +400,34 @@ def test_a_function_gives_the_metric_of_an_optimizer_that_is_not_known():
     scaled = rows / (1 + nn.utils.parameters_to_vector(model.parameters()).detach().square()).sqrt()
     optimizer.backward(model(0))
     torch.testing.assert_close(gradient(model), ConFIG().weights(scaled @ scaled.T, losses_in()) @ rows)
+
+
+def test_the_metric_of_soap_as_the_page_has_it():
+    """No loss rises by the step that `pytorch_optimizer`'s SOAP takes, its second moment so heavy that it stays."""
+    package = pytest.importorskip("pytorch_optimizer")
+    page = (Path(__file__).parents[1] / "docs" / "optimizer.md").read_text(encoding="utf-8")
+    found = {"torch": torch}
+    exec(re.search(r"(?s)\ndef metric\(soap.*?\n\n\n", page)[0], found)
+    model = Problem(3)
+    settings = {"betas": (0.0, 1 - 1e-9), "shampoo_beta": 0.9, "weight_decay": 0, "precondition_frequency": 1000}
+    inner = package.SOAP(model.parameters(), lr=1e-5, correct_bias=False, **settings)
+    aware = MultiLossOptimizer(inner, [UPGrad()], at="all parameters", metric=found["metric"])
+    plain = MultiLossOptimizer(inner, [UPGrad()], at="all parameters")
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    aware.step(model(0))  # SOAP's first step takes the eigenvectors only
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+    torch.manual_seed(1)
+    for p in model.parameters():
+        inner.state[p]["exp_avg_sq"].copy_(torch.rand_like(p).mul(14).sub(14).exp())
+    rows = flat(rows_of(model, model(0)))
+    rises = []
+    for each in (aware, plain):
+        inner.zero_grad()
+        each.step(model(0))
+        moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
+        rises.append((rows @ moved / rows.norm(dim=1) / moved.norm()).max())
+        nn.utils.vector_to_parameters(before.clone(), model.parameters())
+    assert rises[0] <= 1e-4 < 1e-2 < rises[1]
 
 
 def test_groups_of_other_rates_count_by_them():
