@@ -18,13 +18,14 @@ from conflictfree.length_model import (
 )
 from conflictfree.weight_model import WeightModel
 from hard import HARD, REGULAR
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods import GRAMIAN
 from torchjd.linalg import QuadprogProjector
 
 from mtopt import (
     CRMOGM,
+    DBMTL,
     DCGD,
     IMTLG,
     MGDA,
@@ -38,12 +39,14 @@ from mtopt import (
     GradNorm,
     GradVac,
     Krum,
+    MoCo,
     NashMTL,
     PCGrad,
     UPGrad,
 )
 from mtopt._combine.pipeline import Pipeline
 from mtopt._draws import Draws
+from mtopt._methods.moco import onto_simplex
 from mtopt._methods.pcgrad import random_orders
 from mtopt._transform import Losses, Site
 
@@ -471,6 +474,55 @@ def test_krum_refuses_too_short_a_list(method, message):
     method().check(losses(5).only([0, 1]))
 
 
+@settings(max_examples=30)
+@given(point=st.lists(st.floats(-5, 5), min_size=1, max_size=6))
+def test_the_projection_onto_the_simplex_is_the_nearest_point(point):
+    """All corners lie on the other side of it: the condition of a projection onto a convex set."""
+    point = torch.tensor(point, dtype=torch.float64)
+    nearest = onto_simplex(point)
+    assert (nearest >= 0).all()
+    torch.testing.assert_close(float(nearest.sum()), 1.0)
+    assert ((torch.eye(len(point)).to(point) - nearest) @ (point - nearest) <= 1e-9).all()
+
+
+def test_moco_s_weights_come_to_those_of_mgda():
+    for seed in range(6):
+        rows = torch.nn.functional.normalize(conflicting(seed, 4), dim=1)
+        method = MoCo(gamma=0.2)
+        for _ in range(4000):
+            found = combine(method, rows)
+        torch.testing.assert_close(found, combine(MGDA(), rows), rtol=0, atol=1e-4)
+
+
+def test_one_step_of_moco_is_the_paper_s():
+    rows, method = conflicting(3, 4), MoCo(gamma=1e-3, rho=0.5)
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    expected = weights - 1e-3 * (rows @ rows.T + 0.5 * torch.eye(4)).double() @ weights
+    expected += (1 - expected.sum()) / 4  # inside the simplex: a projection onto its plane
+    assert (expected > 0).all()
+    torch.testing.assert_close(combine(method, rows), expected @ rows)
+
+
+def test_losses_that_are_left_share_moco_s_weight_where_theirs_is_gone():
+    method, gramian = MoCo(gamma=1.0), torch.diag(torch.tensor([1e-6, 10.0, 10.0], dtype=torch.float64))
+    for _ in range(3):
+        method.weights(gramian, losses(3))
+    assert method.weights(gramian[1:, 1:], losses(3).only([1, 2])).tolist() == [0.5, 0.5]
+
+
+def test_db_mtl_adds_up_gradients_of_logarithms_at_the_length_of_the_longest():
+    w = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    values = [(w * k).sin().square().sum() * k + 0.1 for k in (1, 2, 3)]
+    rows = torch.stack([torch.autograd.grad(value, w, retain_graph=True)[0] for value in values])
+    logs = torch.stack([torch.autograd.grad(value.log(), w, retain_graph=True)[0] for value in values])
+    longest = logs.norm(dim=1).max()
+    expected = sum(longest * row / row.norm() for row in logs)
+    given = losses(3, torch.stack(values).detach())
+    torch.testing.assert_close(DBMTL().weights(rows @ rows.T, given) @ rows, expected)
+    with pytest.raises(ValueError, match="DBMTL needs losses above 0"):
+        DBMTL().check(losses(2, torch.tensor([1.0, 0.0])))
+
+
 CRMOGM_PEERS = {"UPGrad": (UPGrad, torchjd.UPGradWeighting, 1e-3), "IMTLG": (IMTLG, torchjd.IMTLGWeighting, 1e-6)}
 
 
@@ -755,6 +807,7 @@ STATEFUL = {
     "CRMOGM": lambda: CRMOGM(GradNorm(), average=0.5),
     "GradVac": lambda: GradVac(seed=3),
     "GradNorm": GradNorm,
+    "MoCo": lambda: MoCo(gamma=1e-3),
     "GradientNorms": lambda: GradientNorms(average=0.5, period=2),
 }
 every_stateful_method = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
@@ -841,6 +894,8 @@ def test_another_number_of_losses_is_refused(make):
             ValueError,
             "`length` must be one of 'projection', 'min', 'max', 'mean', 'har",
         ),
+        (lambda: MoCo(gamma=0), ValueError, "`gamma` must be above 0"),
+        (lambda: MoCo(rho=-1), ValueError, "`rho` must be 0 or more"),
         (lambda: CRMOGM(MGDA(), average=-0.1), ValueError, "`average` must be between 0 and 1, but it is -0.1"),
         (lambda: Krum(n_byzantine=-1), ValueError, "`n_byzantine` must be 0 or more, but it is -1"),
         (lambda: Krum(n_selected=0), ValueError, "`n_selected` must be 1 or more, but it is 0"),

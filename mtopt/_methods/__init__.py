@@ -6,6 +6,7 @@ from .causal import CausalWeights
 from .conflict_free import ConFIG
 from .constant import ConstantWeights
 from .cr_mogm import CRMOGM
+from .db_mtl import DBMTL
 from .dcgd import DCGD
 from .dual_proj import DualProj
 from .dwa import DWA
@@ -21,6 +22,7 @@ from .imtl_g import IMTLG
 from .imtl_l import IMTLL
 from .krum import Krum
 from .mgda import MGDA
+from .moco import MoCo
 from .momentum import Momentum
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
@@ -35,6 +37,7 @@ from .whitening import Whitening
 
 __all__ = [
     "CRMOGM",
+    "DBMTL",
     "DCGD",
     "DWA",
     "FAMO",
@@ -57,6 +60,7 @@ __all__ = [
     "GradVac",
     "GradientNorms",
     "Krum",
+    "MoCo",
     "Momentum",
     "NashMTL",
     "PCGrad",
