@@ -12,6 +12,7 @@ from ._monitor import Monitor
 from ._optimizer import MultiLossOptimizer
 from ._record import Record
 from ._signs import sign_dropout, sign_purity
+from ._total import total
 from ._transform import GramianTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from ._version import __version__
 
@@ -38,6 +39,7 @@ __all__ = [
     "per_loss_gradients",
     "sign_dropout",
     "sign_purity",
+    "total",
 ]
 __all__ += _methods.__all__
 

@@ -379,5 +379,10 @@ def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fak
     torch.library.custom_op(name, function, **settings).register_fake(fake)
 
 
+def keeps_graph() -> bool:
+    """Whether the backward that runs now was asked to retain its graph."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def profiler_runs() -> bool:
     return torch._C._autograd._profiler_enabled()

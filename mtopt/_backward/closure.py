@@ -24,21 +24,26 @@ def evaluation(
 ) -> Callable[[], Any]:
     """What the inner optimizer calls: the closure, the backward of the losses that it returns, and their value.
 
-    All evaluations start from the same state of the transforms, and weight the losses as the first one does. The value
-    is the sum of the weighted losses, whose gradient `.grad` is if no transform combines gradients.
+    All evaluations start from the same state of the transforms, and weight the losses as the first one does, also
+    where the closure does its own backward. The value is the sum of the weighted losses, whose gradient `.grad` is if
+    no transform combines gradients.
     """
     frozen = pipeline.copied_state()
     weights: dict[int, Tensor] = {}
 
     def evaluate() -> Any:
-        value = closure()
-        if value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-            tell_unless_handed(CLOSURE_OF_ITS_OWN)
-            return value
-        _tell_line_search(pipeline, inner, told)
         pipeline.load_state(copy.deepcopy(frozen))
         with pipeline.weighting_as(weights):
-            backward(value)
+            value = closure()
+            own = value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+            if not own:
+                backward(value)
+        if own:
+            tell_unless_handed(CLOSURE_OF_ITS_OWN)
+        if told.handed:
+            _tell_line_search(pipeline, inner, told)
+        if own:
+            return value
         return sum(weights[i].to(loss) * loss if i in weights else loss for i, loss in _present(value))
 
     return evaluate
