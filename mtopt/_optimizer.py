@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._backward.agreement import Agreement, refuse_nan
-from ._backward.at import check_at, combine_at
+from ._backward.at import check_at, combine_at, in_words, takes_parameters
 from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import Explanation, transforms_explained
@@ -52,7 +52,8 @@ class MultiLossOptimizer(Optimizer):
         at: Where the gradients are combined: `"activations"`, where all losses have met that will ever meet, found anew
             in each step; `"nested"`, wherever losses meet, where a further loss joins what was combined above as one
             row; `"parameters"`, at those of the optimizer that two losses or more reach; `"all parameters"`, where a
-            method counts those, too, that one loss alone reaches; or a module or several, at their outputs.
+            method counts those, too, that one loss alone reaches; a module or several, at their outputs; or some of the
+            optimizer's parameters, such as `model.trunk.parameters()`: all others get the plain sum.
         metric: In which metric methods compare gradients at parameters: `"inner"` is that of the inner optimizer, so
             that what a method promises to first order holds for the step, not for the gradient (torch's Adam, AdamW,
             NAdam, RAdam, Adamax, Adagrad, RMSprop, Adadelta; SGD's is the plain one). For others, a function of the
@@ -83,7 +84,7 @@ class MultiLossOptimizer(Optimizer):
         inner: Optimizer,
         transforms: Transform | Iterable[Transform] | None = None,
         *,
-        at: str | nn.Module | Iterable[nn.Module] = "activations",
+        at: str | nn.Module | Tensor | Iterable[nn.Module | Tensor] = "activations",
         metric: Metric = None,
         length: str | None = None,
         chunk_size: int | None = None,
@@ -96,10 +97,12 @@ class MultiLossOptimizer(Optimizer):
             raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         self.inner = inner
         self.pipeline = Pipeline(GradDrop() if transforms is None else transforms, length)
-        self.at = check_at(at)
+        self.at = check_at(at, self._parameters())
         self.metric = metric
         metric_of(inner, metric)
-        check_histories(self.pipeline, inner, self.at, metric)
+        at_parameters = takes_parameters(self.at)
+        some = at_parameters and not isinstance(self.at, str)
+        check_histories(self.pipeline, inner, metric, at_parameters=at_parameters, some=some)
         self.process_group = process_group
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
@@ -108,14 +111,15 @@ class MultiLossOptimizer(Optimizer):
         self._first_step = FirstStep(self.pipeline, self._memory["told"])
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
-        if isinstance(self.at, str):
+        if isinstance(self.at, str) or takes_parameters(self.at):
             if dims is not None:
                 raise ValueError(
-                    f'`marginalize` needs the activation, which is not known with at="{self.at}". Name the module that '
-                    f"makes it, `at=module`, or use a MultiLossLayer."
+                    f"`marginalize` needs the activation, which is not known with at={in_words(self.at)}. Name the "
+                    f"module that makes it, `at=module`, or use a MultiLossLayer."
                 )
         else:
             for i, module in enumerate(self.at):
+                assert isinstance(module, nn.Module)
                 handle = module.register_forward_hook(MarkSite(self._key, i, dims))
                 weakref.finalize(self, handle.remove)
 
@@ -345,5 +349,4 @@ class MultiLossOptimizer(Optimizer):
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
-        at = f'"{self.at}"' if isinstance(self.at, str) else [type(module).__name__ for module in self.at]
-        return f"MultiLossOptimizer({type(self.inner).__name__}, {self.pipeline!r}, at={at})"
+        return f"MultiLossOptimizer({type(self.inner).__name__}, {self.pipeline!r}, at={in_words(self.at)})"

@@ -137,17 +137,22 @@ def refuse_momentum(pipeline: Pipeline, inner: Optimizer) -> None:
         )
 
 
-def check_histories(pipeline: Pipeline, inner: Optimizer, at: object, metric: Given) -> None:
-    """Refuse settings that go with rows at parameters alone, where there are none.
+def check_histories(pipeline: Pipeline, inner: Optimizer, metric: Given, *, at_parameters: bool, some: bool) -> None:
+    """Refuse settings that go with rows at parameters alone, where there are none, or at some parameters only.
 
     Raises:
         ValueError: If the site, or the inner optimizer, does not fit.
     """
     name = pipeline.order.at_parameters_alone or ("`metric`" if metric is not None else "")
-    if name and at not in ("parameters", "all parameters"):
+    if name and not at_parameters:
         raise ValueError(
             f'{name} is about each parameter, but at="activations" or at a module no loss has a gradient of one. Take '
             f'at="parameters", or at="all parameters".'
+        )
+    if pipeline.order.every is not None and some:
+        raise ValueError(
+            "Every weights whole losses in steps that see no single gradients, which some parameters alone cannot "
+            'have. Take at="parameters", or the method without Every.'
         )
     if pipeline.order.histories and needs_closure(type(inner).step):
         raise ValueError(

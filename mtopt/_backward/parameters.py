@@ -38,8 +38,11 @@ from .telling import HOOKS
 from .weighted import combine_weighted
 
 
-def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explanation:
-    """Rows at the shared parameters. Exclusive ones get their own loss's gradient, unless `every` one is to count.
+def combine_at_parameters(
+    backward: Backward, *, every: bool = False, chosen: Sequence[Tensor] | None = None
+) -> Explanation:
+    """Rows at the shared parameters, or at those of them that were `chosen`: the others get the plain sum. Exclusive
+    ones get their own loss's gradient, unless `every` one is to count.
 
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
@@ -65,6 +68,8 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
             rows.opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
             if backward.can_be_taken_back and not shards:
                 remember(backward, rows)
+        if chosen is not None:
+            rows.choose(chosen)
         remembered = Remembered(backward, rows) if backward.pipeline.order.histories else None
         with wrappers_silent(sinks):
             combined = _combine(backward, rows, remembered, sharded=len(shards) > 0)
@@ -90,8 +95,8 @@ def combine_at_parameters(backward: Backward, *, every: bool = False) -> Explana
 def _explained(backward: Backward, rows: RowsOfLosses, combined: _Combined) -> Explanation:
     sites = [
         SiteExplained("parameter", tuple(target.shape), tuple(backward.agreed.label(loss) for loss in sorted(losses)))
-        for target, losses in zip(rows.targets, combined.owners, strict=True)
-        if len(losses) > 1
+        for i, (target, losses) in enumerate(zip(rows.targets, combined.owners, strict=True))
+        if len(losses) > 1 and rows.counts(i)
     ]
     why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
     if_slow = 'at="activations" takes one backward for all losses'
@@ -115,9 +120,10 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
     stream = _without_zeros(rows) if rows.opaque else rows.stream
     stream = stream if harm is None else harm.followed(stream)
     stream = stream if remembered is None else remembered.rows(stream)
-    shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1]
+    shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1 and rows.counts(i)]
     if any(rows.alone):
-        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > (0 if rows.alone[i] else 1)]
+        least = [0 if alone else 1 for alone in rows.alone]
+        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > least[i] and rows.counts(i)]
         rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, rows.alone, strict=True)]
     if not backward.pipeline.gradient_transforms:
         shared = []  # rows are added up

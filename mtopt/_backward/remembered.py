@@ -34,7 +34,9 @@ class Remembered:
             if transform is not None and transform.history.loaded:
                 transform.fit(backward.parameters)
         self.present = self.losses = backward.agreed
-        self.numbers = [backward.number.get(id(target)) for target in rows.targets]
+        self.numbers = [
+            backward.number.get(id(target)) if rows.counts(i) else None for i, target in enumerate(rows.targets)
+        ]
         self.targets = rows.targets
         self.seen: list[dict[int, Tensor]] = [{} for _ in rows.targets]  # for the second moments, by index of loss
         self.moved: list[dict[Key, Average]] = [{} for _ in rows.targets]

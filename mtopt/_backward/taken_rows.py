@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,6 +38,7 @@ class RowsOfLosses:
         how: In words.
         alone: Whether each target counts where one loss alone reaches it.
         opaque: Whether rows of zeros are none: the graph hides who reaches what.
+        chosen: The identities of the tensors where rows are combined; `None`: of all. Elsewhere they are added up.
     """
 
     targets: Sequence[Tensor]
@@ -47,6 +48,24 @@ class RowsOfLosses:
     how: str
     alone: Sequence[bool] = ()
     opaque: bool = False
+    chosen: Set[int] | None = None
+
+    def choose(self, parameters: Sequence[Tensor]) -> None:
+        """Combine rows at these alone.
+
+        Raises:
+            RuntimeError: If no two losses meet at one of them.
+        """
+        self.chosen = set(map(id, parameters))
+        if not any(len(owners) > 1 and self.counts(i) for i, owners in enumerate(self.owners)):
+            raise RuntimeError(
+                "No two `losses` reach one of the parameters that `at` has, so there is nothing to combine. Give "
+                'parameters that the losses share, or at="parameters" for all of these.'
+            )
+
+    def counts(self, target: int) -> bool:
+        """Whether rows are combined at a target, by its number."""
+        return self.chosen is None or id(self.targets[target]) in self.chosen
 
 
 def rows_of_losses(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
