@@ -21,6 +21,7 @@ from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
+from ._backward.gathered import Gathered
 from ._backward.inner import Given as Metric
 from ._backward.inner import check_histories, metric_of, refuse_momentum
 from ._backward.known import Known, known_of
@@ -107,7 +108,13 @@ class MultiLossOptimizer(Optimizer):
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
         # a stand-in that shares our attributes.
         self.batching = Batching(check_chunk_size(chunk_size))
-        self._memory: dict[str, Any] = {"explanation": None, "overlaps": {}, "known": {}, "told": Told()}
+        self._memory: dict[str, Any] = {
+            "explanation": None,
+            "overlaps": {},
+            "known": {},
+            "told": Told(),
+            "gathered": Gathered(),
+        }
         self._first_step = FirstStep(self.pipeline, self._memory["told"])
         self._key = uuid4().hex
         dims = self.pipeline.marginalized
@@ -144,6 +151,55 @@ class MultiLossOptimizer(Optimizer):
         if self.transforms or retain_graph or not self._add_up_again(losses):
             self._memory["explanation"] = self._combine(losses, retain_graph=retain_graph)
         self._memory["told"].handed = True
+
+    @not_compiled
+    def gather(self, losses: LossesLike, *more: Any, retain_graph: bool = False) -> None:
+        """Take the losses' gradients, and decide later: once on all that was gathered, in `step()`.
+
+        For losses that no one graph holds: micro-batches, loaders in turn. A loss that comes again, by name or place,
+        is added to what came of it before. A gradient is kept for each loss and parameter until `step()`, or `decide()`
+        if something is done to `.grad` before the step. `zero_grad()` drops them.
+
+        Args:
+            losses: As for `backward`; a dict may have other names in each call.
+            retain_graph: Whether another backward may follow through the same graph.
+
+        Raises:
+            TypeError: As for `backward`.
+            ValueError: As for `backward`; or if rows are not combined at parameters, or the inner optimizer needs a
+                closure.
+            RuntimeError: If the graph was freed, or parameters are sharded by FSDP2.
+        """
+        check_one_list(more, "gather")
+        if not self.transforms:
+            self.backward(losses, retain_graph=retain_graph)
+            return
+        if not takes_parameters(self.at):
+            raise ValueError(
+                f"`gather` keeps gradients of parameters, but they are combined at={in_words(self.at)}, which is new "
+                f'in each forward pass. Take at="parameters".'
+            )
+        if needs_closure(type(self.inner).step):
+            raise ValueError(
+                f"`gather` waits for one step, but {type(self.inner).__name__} evaluates the losses several times in "
+                f"one. Give it a closure that returns all losses."
+            )
+        parameters = self._parameters()
+        self._memory["gathered"].add(losses, parameters, self.batching, retain_graph=retain_graph)
+        self._memory["told"].handed = True
+
+    def decide(self) -> None:
+        """Combine all that was gathered since the last decision, and add it to `.grad`; else do nothing.
+
+        `step()` does it by itself. Call it before what reads `.grad` earlier: clipping, and a GradScaler's `unscale_`
+        and `step`.
+
+        Raises:
+            As `backward`.
+        """
+        gathered: Gathered = self._memory["gathered"]
+        if gathered:
+            self.backward(gathered.losses(self._parameters()))
 
     def _add_up_again(self, losses: LossesLike) -> bool:
         """A plain sum, as in the step before: False if there is more to it."""
@@ -228,9 +284,13 @@ class MultiLossOptimizer(Optimizer):
                     f"`losses` are evaluated several times in one step of {type(self.inner).__name__}. Give a closure "
                     f"that clears the gradients, computes the losses and returns them."
                 )
-            self._tell_unless_handed(THERE_BEFORE)
-            self.backward(losses)
+            if self._memory["gathered"]:
+                self.gather(losses)
+            else:
+                self._tell_unless_handed(THERE_BEFORE)
+                self.backward(losses)
         if closure is None:
+            self.decide()
             self._tell_unless_handed(NEVER_HANDED)
             watch = self.pipeline.watch
             with nullcontext() if watch is None else watch.stepping():
@@ -286,6 +346,7 @@ class MultiLossOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
+        self._memory["gathered"].clear()
         self._memory["told"].handed = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

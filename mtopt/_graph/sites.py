@@ -122,3 +122,18 @@ def beside_shared(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> set
         elif made & of_shared:
             found |= {child for child in made & derived if type(child) is AccumulateGrad} - of_shared
     return found
+
+
+def in_one_operation(graph: LossGraph, is_parameter: Callable[[Node], bool]) -> list[set[Node]]:
+    """The parameters that stand in an operation together, where there are several."""
+    derived = made_of_parameters(graph, is_parameter)
+    leaves: dict[Node, set[Node]] = {}
+    found = []
+    for node in reversed(graph.edges):
+        below = [child for child, _ in graph.edges[node] if child in derived]
+        here = {node} if type(node) is AccumulateGrad else set().union(*(leaves[child] for child in below))
+        if node in derived:
+            leaves[node] = here
+        elif len(here) > 1:
+            found.append(here)
+    return found
