@@ -23,19 +23,28 @@ from ._backward.explanation import Explanation, transforms_explained
 from ._backward.first_step import FirstStep
 from ._backward.gathered import Gathered
 from ._backward.inner import Given as Metric
-from ._backward.inner import check_histories, metric_of, refuse_momentum
+from ._backward.inner import check_histories, metric_of, refuse_momentum, refuse_second_order
 from ._backward.known import Known, known_of
 from ._backward.marks import MarkSite
 from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
-from ._checks import check_chunk_size, check_state_dict, needs_closure, type_of
+from ._checks import check_chunk_size, check_state_dict, is_listed, needs_closure, type_of
 from ._combine.pipeline import Pipeline
 from ._graph.alive import graph_errors_explained
 from ._graph.batching import Batching
-from ._graph.losses import check_one_list, check_reaching, common_scale, read_losses, totals
+from ._graph.losses import (
+    check_declared,
+    check_one_list,
+    check_reaching,
+    common_scale,
+    read_losses,
+    totals,
+    with_absent,
+)
 from ._graph.supports import Edge
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
+from ._together import Together
 from ._torch import not_compiled
 from ._transform import Losses, LossesLike, Transform
 
@@ -47,7 +56,8 @@ class MultiLossOptimizer(Optimizer):
 
     Args:
         inner: The optimizer that takes the steps. It keeps its parameters, groups and state; schedulers, GradScaler and
-            checkpoints work on the wrapper as on it.
+            checkpoints work on the wrapper as on it. Or a list of several, for different parameters, such as Muon for
+            matrices and AdamW for the rest: each takes its step, and losses are combined over the parameters of all.
         transforms: One transform of the losses' gradients, or a list of them, applied left to right. `None` is
             `GradDrop()`; an empty list is the plain sum.
         at: Where the gradients are combined: `"activations"`, where all losses have met that will ever meet, found anew
@@ -63,6 +73,8 @@ class MultiLossOptimizer(Optimizer):
         length: How long the combined gradient is, whatever the method: `"sum"`, as the plain sum of the gradients;
             `"mean"`, as their mean. So one learning rate does for all methods. `None` is the method's own length, and
             some have a tenth of others'.
+        losses: The names of all losses that will ever come. Then a step may have a dict of any of them: the others are
+            absent, and one that comes late begins with a state of its own. `None`: those of the first step.
         chunk_size: Losses differentiated together by vmap where rows need it. `None` chooses, 1 asks for a loop.
         process_group: The ranks that train together, and average their gradients. `None` is the default group.
 
@@ -82,21 +94,26 @@ class MultiLossOptimizer(Optimizer):
     # Not Optimizer.__init__: it would make groups and state beside those of `inner`, and fire the step hooks twice.
     def __init__(
         self,
-        inner: Optimizer,
+        inner: Optimizer | Iterable[Optimizer],
         transforms: Transform | Iterable[Transform] | None = None,
         *,
         at: str | nn.Module | Tensor | Iterable[nn.Module | Tensor] = "activations",
         metric: Metric = None,
         length: str | None = None,
+        losses: Iterable[str] | None = None,
         chunk_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        if is_listed(inner):
+            inner = Together(inner)
         if not isinstance(inner, Optimizer):
             hint = " Make one first, e.g. torch.optim.AdamW(model.parameters())."
             raise TypeError(f"`inner` must be a torch.optim.Optimizer, but it is {type_of(inner)}.{hint}")
         if isinstance(inner, MultiLossOptimizer):
             raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
+        refuse_second_order(inner)
         self.inner = inner
+        self.declared = check_declared(losses)
         self.pipeline = Pipeline(GradDrop() if transforms is None else transforms, length)
         self.at = check_at(at, self._parameters())
         self.metric = metric
@@ -148,6 +165,7 @@ class MultiLossOptimizer(Optimizer):
                 do not do the same, or one of them raised or stopped.
         """
         check_one_list(more, "backward")
+        losses = with_absent(losses, self.declared)
         if self.transforms or retain_graph or not self._add_up_again(losses):
             self._memory["explanation"] = self._combine(losses, retain_graph=retain_graph)
         self._memory["told"].handed = True
@@ -171,6 +189,7 @@ class MultiLossOptimizer(Optimizer):
             RuntimeError: If the graph was freed, or parameters are sharded by FSDP2.
         """
         check_one_list(more, "gather")
+        losses = with_absent(losses, self.declared)
         if not self.transforms:
             self.backward(losses, retain_graph=retain_graph)
             return
@@ -296,7 +315,7 @@ class MultiLossOptimizer(Optimizer):
             with nullcontext() if watch is None else watch.stepping():
                 return self.inner.step()
         told, tell = self._memory["told"], self._tell_unless_handed
-        return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, told, tell))
+        return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, told, tell, self.declared))
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -309,7 +328,7 @@ class MultiLossOptimizer(Optimizer):
         """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
         last = self._memory["explanation"] or "no losses yet: call .step(losses) or .backward(losses)"
         transforms = transforms_explained(self.pipeline.transforms)
-        inner = f"inner optimizer: {type(self.inner).__name__}, which takes the step"
+        inner = f"inner optimizer: {_name(self.inner)}, which takes the step"
         lines = repr(self), str(last), transforms, str(self.pipeline.length), str(self.pipeline.watch or ""), inner
         return "\n".join(filter(None, lines))
 
@@ -410,4 +429,8 @@ class MultiLossOptimizer(Optimizer):
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
-        return f"MultiLossOptimizer({type(self.inner).__name__}, {self.pipeline!r}, at={in_words(self.at)})"
+        return f"MultiLossOptimizer({_name(self.inner)}, {self.pipeline!r}, at={in_words(self.at)})"
+
+
+def _name(inner: Optimizer) -> str:
+    return repr(inner) if isinstance(inner, Together) else type(inner).__name__

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .._combine.pipeline import Pipeline
+from .._graph.losses import with_absent
 from .._transform import LossesLike
 from .telling import CLOSURE_OF_ITS_OWN, Told
 
@@ -21,6 +22,7 @@ def evaluation(
     inner: Optimizer,
     told: Told,
     tell_unless_handed: Callable[[str], None],
+    declared: tuple[str, ...] | None,
 ) -> Callable[[], Any]:
     """What the inner optimizer calls: the closure, the backward of the losses that it returns, and their value.
 
@@ -37,6 +39,7 @@ def evaluation(
             value = closure()
             own = value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
             if not own:
+                value = with_absent(value, declared)
                 backward(value)
         if own:
             tell_unless_handed(CLOSURE_OF_ITS_OWN)

@@ -128,6 +128,24 @@ def memory_of(inner: Optimizer) -> float | None:
     return None if longest is None else 1 / (1 - longest)
 
 
+# What differentiates the gradient again, from pytorch_optimizer and torch_optimizer: `.grad` here has no graph.
+SECOND_ORDER = ("AdaHessian", "Adahessian", "SophiaH")
+
+
+def refuse_second_order(inner: Optimizer) -> None:
+    """Refuse an optimizer that needs `backward(create_graph=True)`.
+
+    Raises:
+        TypeError: If it is one.
+    """
+    kind = next((cls.__name__ for cls in type(inner).__mro__ if cls.__name__ in SECOND_ORDER), None)
+    if kind is not None:
+        raise TypeError(
+            f"`inner` is {kind}, which differentiates gradients again (create_graph=True), but those that are combined "
+            f"here have no graph. Take an optimizer of first order, such as AdamW or SOAP."
+        )
+
+
 def refuse_momentum(pipeline: Pipeline, inner: Optimizer) -> None:
     """Raise if momenta per loss would be averaged again: looked at in each step, as a scheduler may change it."""
     if pipeline.order.momentum is not None and (setting := momentum_of(inner)):

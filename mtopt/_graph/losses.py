@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from .._checks import is_listed
 from .._torch import ADDING, PASSING, STACK, multiplied_by
 from .._transform import Losses, LossesLike
 from .loss_graph import LossGraph, edge_of, metadata_of
@@ -63,6 +64,41 @@ def read_losses(losses: LossesLike) -> tuple[Losses, list[Edge]]:
         edges[edge] = i
         scalars.append(loss)
     return Losses(tuple(present), len(entries), names, tuple(scalars)), list(edges)
+
+
+def check_declared(names: object) -> tuple[str, ...] | None:
+    """The names of all losses that will ever come.
+
+    Raises:
+        TypeError: If they are no list of strings.
+        ValueError: If there is none, or one stands twice.
+    """
+    if names is None:
+        return None
+    listed = tuple(names) if is_listed(names) else ()
+    given = tuple(name for name in listed if isinstance(name, str))
+    if not is_listed(names) or len(given) < len(listed):
+        raise TypeError(f"`losses` must be a list of the losses' names, but it is {names!r}.")
+    if len(set(given)) < len(given) or not given:
+        raise ValueError(f"`losses` must have one name or more, and each once, but it is {list(given)}.")
+    return given
+
+
+def with_absent(losses: LossesLike, names: tuple[str, ...] | None) -> LossesLike:
+    """The losses, and `None` for each of the names that is not there.
+
+    Raises:
+        TypeError: If names were declared, and the losses have none.
+        ValueError: If a loss has another name.
+    """
+    if names is None:
+        return losses
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"`losses` must be a dict, as the optimizer was given names, {list(names)}.")
+    unknown = [name for name in losses if name not in names]
+    if unknown:
+        raise ValueError(f"`losses` has {unknown[0]!r}, which is none of the optimizer's names, {list(names)}.")
+    return {name: losses.get(name) for name in names}
 
 
 def _label(index: int, names: Sequence[str] | None) -> str:
