@@ -55,8 +55,8 @@ class Pipeline:
         if None not in (losses.names, self.names) and losses.names != self.names and self.keeps_losses:
             raise ValueError(
                 f"`losses` are named {list(losses.names or ())}, but {list(self.names or ())} in the step before, and "
-                f"a transform keeps numbers of each. Give the same names in the same order, None for an absent loss; or "
-                f"declare all names, `MultiLossOptimizer(..., losses=[...])`."
+                f"a transform keeps numbers of each. Give the same names in the same order, None for an absent loss; "
+                f"or declare all names, `MultiLossOptimizer(..., losses=[...])`."
             )
         for transform in self.transforms:
             transform.check_losses(losses)
