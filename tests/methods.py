@@ -29,6 +29,7 @@ GRAMIAN = {
     "GradNorm": lambda: mtopt.GradNorm(lr=0.1),
     "GradVac": lambda: mtopt.GradVac(seed=5),
     "GradientNorms": lambda: mtopt.GradientNorms(average=0.5, period=2),
+    "GradientNorms, of norms": lambda: mtopt.GradientNorms(average=0.5, of="norms"),
     "IMTLG": mtopt.IMTLG,
     "Krum": lambda: mtopt.Krum(n_byzantine=0),
     "MGDA": mtopt.MGDA,

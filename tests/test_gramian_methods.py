@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torchjd.aggregation as torchjd
@@ -580,6 +581,28 @@ def test_gradient_norms_bring_all_rows_to_the_mean_length():
     torch.testing.assert_close(lengths, rows.norm(dim=1).mean().expand_as(lengths))
 
 
+@pytest.mark.parametrize(("average", "period"), [(0.9, 1), (0.9, 3), (0.0, 1)])
+def test_gradient_norms_by_averaged_norms_step_by_step(average, period):
+    method, squares, moves = GradientNorms(average=average, period=period, of="norms"), np.zeros(4), 0
+    for step in range(8):
+        rows = conflicting(step, 4)
+        if step % period == 0:
+            squares, moves = average * squares + (1 - average) * rows.square().sum(1).numpy(), moves + 1
+        norms = np.sqrt(squares / (1 - average**moves))
+        torch.testing.assert_close(mix(method, rows), torch.tensor(norms.mean() / norms)[:, None] * rows)
+
+
+def test_one_short_gradient_makes_its_weight_large_by_weights_and_not_by_norms():
+    """Of ten alike and one of a thousandth."""
+    rows = torch.eye(2, dtype=torch.float64)
+    short = rows * torch.tensor([[1e-3], [1.0]])
+    by_weights, by_norms = GradientNorms(), GradientNorms(of="norms")
+    for each in [rows] * 10 + [short]:
+        large = [method.weights(each @ each.T, losses(2))[0] for method in (by_weights, by_norms)]
+    assert large[0] > 40
+    assert large[1] < 1.1
+
+
 def test_a_row_of_zeros_leaves_its_weight_by_norms_as_it_is():
     method, rows = GradientNorms(average=0.5), torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     gone = rows * torch.tensor([[1.0], [0.0]])
@@ -809,6 +832,7 @@ STATEFUL = {
     "GradNorm": GradNorm,
     "MoCo": lambda: MoCo(gamma=1e-3),
     "GradientNorms": lambda: GradientNorms(average=0.5, period=2),
+    "GradientNorms, of norms": lambda: GradientNorms(average=0.5, of="norms"),
 }
 every_stateful_method = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
 
@@ -905,6 +929,8 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: DCGD(residual=[0, -1]), TypeError, "`residual` must be the index or name of a loss.* it is -1"),
         (lambda: DCGD(residual=True), TypeError, "`residual` must be the index or name of a loss.* it is True"),
         (lambda: GradientNorms(average=1.1), ValueError, "`average` must be between 0 and 1, but it is 1.1"),
+        (lambda: GradientNorms(average=1.0, of="norms"), ValueError, "`average` must be"),
+        (lambda: GradientNorms(of="means"), ValueError, "`of` must be one of 'weights', 'norms'"),
         (lambda: GradientNorms(period=0), ValueError, "`period` must be 1 or more, but it is 0"),
         (lambda: GradientNorms(period=2.5), TypeError, "`period` must be a whole number, but it is float"),
         (lambda: GradNorm(alpha=float("inf")), ValueError, "`alpha` must be finite"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_share
+from .._checks import check_beta, check_count, check_one_of, check_share
 from .._transform import GramianTransform, Losses
 from .state import PerLoss
 
@@ -16,22 +16,30 @@ class GradientNorms(GramianTransform):
     $$\hat\lambda_i = \frac{\frac{1}{T} \sum_j \|g_j\|}{\|g_i\|}, \qquad
     \lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
 
-    where $\lambda_i$ begins with the first $\hat\lambda_i$. A gradient that is 0 leaves its weight as it is. The
-    weights act on the gradients at the site alone; a part of the model that belongs to one loss gets that loss's own
-    gradient. Where losses meet at several activations, each of these moves the weights.
+    where $\lambda_i$ begins with the first $\hat\lambda_i$. A gradient that is 0 leaves its weight as it is. With
+    `of="norms"` the norms are averaged instead of the weights, so that a batch on which a gradient is short does not
+    make its weight large:
+
+    $$n_i^2 \leftarrow \alpha n_i^2 + (1 - \alpha) \|g_i\|^2, \qquad
+    \lambda_i = \frac{\frac{1}{T} \sum_j \hat n_j}{\hat n_i}, \qquad \hat n_i^2 = n_i^2 / (1 - \alpha^t)$$
+
+    The weights act on the gradients at the site alone; a part of the model that belongs to one loss gets that loss's
+    own gradient. Where losses meet at several activations, each of these moves the weights.
 
     Args:
-        average: Share $\alpha$ of the weight from before, in [0, 1]. jaxpi has 0.9, and begins with a weight of 1.
+        average: Share $\alpha$ of what was before, in [0, 1], below 1 for norms. jaxpi has 0.9, and begins with a
+            weight of 1.
         period: The weights move at each loss's first gradient and at every `period`-th after it, and stay as they are
             in between. jaxpi has 1000.
+        of: What is averaged: `"weights"`, or `"norms"`, by their squares.
 
     Raises:
         TypeError: If `period` is no whole number.
-        ValueError: If `average` is out of range, or `period` is below 1.
+        ValueError: If `average` or `of` is out of range, or `period` is below 1.
 
     Example:
-        >>> GradientNorms(period=100)
-        GradientNorms(period=100)
+        >>> GradientNorms(average=0.99, of="norms")
+        GradientNorms(average=0.99, of='norms')
 
     Source:
         Algorithm 1 of Wang, Sankaran, Wang, Perdikaris 2023, [arXiv:2308.08468](https://arxiv.org/abs/2308.08468). The
@@ -42,18 +50,29 @@ class GradientNorms(GramianTransform):
     scale_equivariant = True
     uses_values = False
 
-    def __init__(self, *, average: float = 0.9, period: int = 1) -> None:
-        self.average = check_share(average, "average")
+    def __init__(self, *, average: float = 0.9, period: int = 1, of: str = "weights") -> None:
+        self.of = check_one_of(of, "of", ("weights", "norms"))
+        self.average = check_beta(average, "average") if of == "norms" else check_share(average, "average")
         self.period = check_count(period, "period")
         self.averaged = PerLoss()
         self.calls = PerLoss(0.0)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
-        norms, calls = gramian.diagonal().sqrt(), self.calls.of(losses).to(gramian)
-        before, now = self.averaged.of(losses).to(gramian), norms.mean() / norms
+        squares, calls = gramian.diagonal(), self.calls.of(losses).to(gramian)
         self.calls.keep(losses, calls + 1)
+        due = calls % self.period == 0
+        if self.of == "norms":
+            return self._by_mean_norms(squares, torch.div(calls, self.period, rounding_mode="floor") + 1, due, losses)
+        before, norms = self.averaged.of(losses).to(gramian), squares.sqrt()
+        now = norms.mean() / norms
         moved = torch.where(before.isnan(), now, self.average * before + (1 - self.average) * now)
-        due = before.isnan() | (calls % self.period == 0)
-        weights = torch.where(due & now.isfinite(), moved, before)
+        weights = torch.where((before.isnan() | due) & now.isfinite(), moved, before)
         self.averaged.keep(losses, weights)
         return weights.nan_to_num(1.0)
+
+    def _by_mean_norms(self, squares: Tensor, moves: Tensor, due: Tensor, losses: Losses) -> Tensor:
+        before = self.averaged.of(losses).to(squares).nan_to_num(0.0)
+        moved = torch.where(due, self.average * before + (1 - self.average) * squares, before)
+        self.averaged.keep(losses, moved)
+        norms = (moved / (1 - self.average**moves)).sqrt()
+        return torch.where(norms > 0, norms.mean() / norms, 1.0)
