@@ -402,6 +402,26 @@ def test_a_function_gives_the_metric_of_an_optimizer_that_is_not_known():
     torch.testing.assert_close(gradient(model), ConFIG().weights(scaled @ scaled.T, losses_in()) @ rows)
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_weights_whose_squares_are_no_numbers_whiten_as_smaller_ones(pairs):
+    """As IMTL-G's may be, where gradients all but cancel: a training that diverges is no error."""
+
+    class Weights(GramianTransform):
+        def __init__(self, size):
+            self.size = size
+
+        def weights(self, gramian, losses):
+            return self.size * torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+
+    found = []
+    for size in (1.0, 1e25):
+        model = Problem(alike=True)
+        optimizer = MultiLossOptimizer(sgd(model), [Weights(size), Whitening(pairs=pairs, eps=1e-30)], at="parameters")
+        optimizer.backward({name: 1e-3 * loss for name, loss in model(0).items()})
+        found.append(gradient(model))
+    torch.testing.assert_close(*found)
+
+
 def test_the_metric_of_soap_as_the_page_has_it():
     """No loss rises by the step that `pytorch_optimizer`'s SOAP takes, its second moment so heavy that it stays."""
     package = pytest.importorskip("pytorch_optimizer")

@@ -27,7 +27,8 @@ def test_every_way_trains_with_what_its_name_says(promise):
     for way in promise.ways():
         transforms = promise.transforms_of(way, 0.99, 3)
         described = str(transforms)
-        assert ("Whitening(beta=0.99" in described) == ("whitened" in way)
+        assert ("Whitening(beta=0.99" in described) == ("whitened" in way or way == "recipe")
+        assert ("pairs=True" in described) == ("by pairs" in way)
         if way.startswith("sum"):
             weight = float(way.split()[-1])
             assert described == ("[]" if weight == 1 else f"[ConstantWeights(weight=(1.0, {weight}, {weight}))]")

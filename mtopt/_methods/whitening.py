@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -13,6 +14,7 @@ from .._dtypes import widen
 from .._history import Average, Key, product_added
 from .._transform import HistoryTransform
 
+LARGE = 2.0**40  # a share of which the square times a second moment may overflow
 Share = float | Tensor
 """How much of a loss's row there is in the combined gradient: of all of it, or number by number."""
 
@@ -63,15 +65,23 @@ class Whitening(HistoryTransform):
 
     def whitened(self, combined: Tensor, shares: Mapping[int, Share], moments: Mapping[Key, Average]) -> Tensor:
         """The combined gradient, divided."""
+        scale = _scale(shares)
         total: Tensor | None = None
         for (i, j), moment in moments.items():
             if i in shares and j in shares:
                 total = torch.zeros_like(moment.mean) if total is None else total
-                weight = shares[i] * shares[j] * (1 if i == j else 2)
+                weight = (shares[i] / scale) * (shares[j] / scale) * (1 if i == j else 2)
                 if isinstance(weight, Tensor):
                     total.addcmul_(moment.mean, weight.to(total))
                 else:
                     total.add_(moment.mean, alpha=weight)
         if total is None:
             return combined
-        return (widen(combined) / total.clamp_min_(0).sqrt_().add_(self.eps)).to(combined.dtype)
+        wide = widen(combined) if scale == 1 else widen(combined) / scale
+        return (wide / total.clamp_min_(0).sqrt_().add_(self.eps / scale)).to(combined.dtype)
+
+
+def _scale(shares: Mapping[int, Share]) -> float:
+    """A power of two, by which very large shares are divided so that their squares are numbers; else 1."""
+    largest = max((abs(share) for share in shares.values() if not isinstance(share, Tensor)), default=0.0)
+    return 2.0 ** math.frexp(largest)[1] if LARGE < largest < math.inf else 1.0
