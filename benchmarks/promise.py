@@ -61,6 +61,10 @@ class Run:
     seed: int
 
 
+Done = dict[Run, dict[str, Any]]
+"""Finished trainings, each with its score and the shares of harm."""
+
+
 def ways() -> list[str]:
     """What is compared, by name."""
     of_methods = [name + ending for name in METHODS for ending in ("", WHITENED)]
@@ -117,7 +121,7 @@ def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     return records
 
 
-def finished(path: Path) -> dict[Run, dict[str, Any]]:
+def finished(path: Path) -> Done:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = map(json.loads, lines)
     return {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in found}
@@ -139,7 +143,7 @@ def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
     return (runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER))
 
 
-def tuning(problems: Sequence[str], done: dict[Run, dict[str, Any]]) -> Iterator[Run]:
+def tuning(problems: Sequence[str], done: Done) -> Iterator[Run]:
     """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
     tried = scores_by_rate(done)
     for problem, way, beta in itertools.product(problems, ways(), BETAS):
@@ -164,7 +168,7 @@ def tune(problems: Sequence[str], path: Path, workers: int) -> None:
         done = finished(path)
 
 
-def scores_by_rate(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, float], dict[float, float]]:
+def scores_by_rate(done: Done) -> dict[tuple[str, str, float], dict[float, float]]:
     """For each problem, way and memory the mean score at each rate, over the seeds for tuning."""
     scores: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run, record in done.items():
@@ -173,12 +177,12 @@ def scores_by_rate(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, floa
     return {key: {rate: fmean(of_rate) for rate, of_rate in rates.items()} for key, rates in scores.items()}
 
 
-def best_rates(done: dict[Run, dict[str, Any]]) -> dict[tuple[str, str, float], float]:
+def best_rates(done: Done) -> dict[tuple[str, str, float], float]:
     """For each problem, way and memory the best rate."""
     return {key: min(rates, key=rates.__getitem__) for key, rates in scores_by_rate(done).items()}
 
 
-def testing(done: dict[Run, dict[str, Any]]) -> Iterator[Run]:
+def testing(done: Done) -> Iterator[Run]:
     """The runs that are tested: of the sums at each memory those with weight 1 and with the best one."""
     scores = {key: min(rates.values()) for key, rates in scores_by_rate(done).items()}
     for (problem, way, beta), rate in best_rates(done).items():
@@ -224,8 +228,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="finished runs, one JSON object in a line")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")
+    parser.add_argument("--publish", action="store_true", help="train nothing: fill the tables of docs/optimizer.md")
     parser.add_argument("--quick", action="store_true", help="a trial of the procedure in a minute, no evidence")
     args = parser.parse_args()
+    if args.publish:
+        from promise_page import publish  # which knows this module
+
+        publish(args.output or RESULTS, ROOT / "docs" / "optimizer.md")
+        return
     console = Console()
     with tempfile.TemporaryDirectory() as trial:
         output = args.output or (Path(trial) / RESULTS.name if args.quick else RESULTS)

@@ -1,0 +1,153 @@
+"""What `promise.py` found, as tables of docs/optimizer.md. Trains nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from blocks_of_a_page import fill
+from markdown_tables import table
+from promise import (
+    BETAS,
+    METHODS,
+    PAIRS,
+    PROBLEMS,
+    RECIPES,
+    SUM,
+    TESTING,
+    WHITENED,
+    Done,
+    Run,
+    best_rates,
+    finished,
+    scores_by_rate,
+    ways,
+)
+from scipy import stats
+
+Cell = tuple[str, str, float]  # problem, way, β₂
+AS_PEOPLE_RUN_IT, UNSWEPT = (f"{SUM}, weight 1", 0.999), f"{SUM}, weight 1"
+
+
+class Found:
+    """The tested scores, log10 of the error, one for each seed: and what the tuning chose."""
+
+    def __init__(self, done: Done) -> None:
+        self.done = done
+        self.rates = best_rates(done)
+        self.tuned = {cell: min(by_rate.values()) for cell, by_rate in scores_by_rate(done).items()}
+        self.tried = {cell: len(by_rate) for cell, by_rate in scores_by_rate(done).items()}
+
+    def scores(self, cell: Cell) -> list[float]:
+        problem, way, beta = cell
+        rate = self.rates[cell]
+        return [float(self.done[Run(problem, way, rate, beta, seed)]["score"]) for seed in TESTING]
+
+    def error(self, cell: Cell) -> float:
+        """The geometric mean over the seeds."""
+        return float(10 ** fmean(self.scores(cell)))
+
+    def harm(self, cell: Cell) -> float | None:
+        """In which share of the looks the step raised the loss that it raised most often."""
+        problem, way, beta = cell
+        raised = [self.done[Run(problem, way, self.rates[cell], beta, seed)]["raised"] for seed in TESTING]
+        return fmean(max(each.values()) for each in raised) if all(raised) else None
+
+    def best(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> Cell:
+        """The way and memory with the lowest error of the tuning."""
+        return min(((problem, way, beta) for way in names for beta in betas), key=self.tuned.__getitem__)
+
+    def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
+        """How many settings a choice was made of."""
+        return sum(self.tried[problem, way, beta] for way in names for beta in betas)
+
+
+def publish(results: Path, page: Path) -> None:
+    found = Found(finished(results))
+    blocks = {"recipe": recipe_table(found), "whitening": whitening_table(found), "pairs": pairs_table(found)}
+    blocks |= {f"promise {problem}": errors_table(found, problem) for problem in PROBLEMS}
+    fill(page, blocks)
+
+
+def recipe_table(found: Found) -> str:
+    """The sums, and the recipe: what was swept, and how they compare."""
+    sums = [way for way in ways() if way.startswith(SUM)]
+    (recipe,) = RECIPES
+    choices = {
+        "sum, weights 1, β₂ 0.999": ([UNSWEPT], [0.999]),
+        "sum, weights 1, β₂ swept": ([UNSWEPT], BETAS),
+        "sum, weights and β₂ swept": (sums, BETAS),
+        "recipe, β₂ 0.9": ([recipe], [0.9]),
+    }
+    head = ["way"]
+    for problem in PROBLEMS:
+        head += [problem.capitalize(), "settings tried", "error / swept sum", "error / sum as people run it"]
+    rows = []
+    for name, (names, betas) in choices.items():
+        row = [name]
+        for problem in PROBLEMS:
+            cell = found.best(problem, names, betas)
+            row += [f"{found.error(cell):.4f}", str(found.runs(problem, names, betas))]
+            for other in (found.best(problem, sums), (problem, *AS_PEOPLE_RUN_IT)):
+                row.append("1" if cell == other else interval(found.scores(cell), found.scores(other)))
+        rows.append(row)
+    return table(head, rows)
+
+
+def whitening_table(found: Found) -> str:
+    """Each method whitened over the same without: at each memory, and both at their best one."""
+    head = ["whitened / without", *(f"{p.capitalize()}, β₂ {b:g}" for p in PROBLEMS for b in BETAS), "at their best β₂"]
+    columns: list[list[float]] = []
+    for method in METHODS:
+        pairs = [((p, method + WHITENED, b), (p, method, b)) for p in PROBLEMS for b in BETAS]
+        best = [(found.best(p, [method + WHITENED]), found.best(p, [method])) for p in PROBLEMS]
+        ratios = [found.error(one) / found.error(other) for one, other in pairs]
+        columns.append([*ratios, _geometric(found.error(one) / found.error(other) for one, other in best)])
+    mean = [_geometric(of_all) for of_all in zip(*columns, strict=True)]
+    rows = [[name, *(f"{ratio:.2f}" for ratio in ratios)] for name, ratios in zip(METHODS, columns, strict=True)]
+    return table(head, [*rows, ["geometric mean", *(f"{ratio:.2f}" for ratio in mean)]])
+
+
+def pairs_table(found: Found) -> str:
+    """Whitening by pairs over whitening by the diagonal."""
+    by_pairs = [way for way in ways() if way.endswith(PAIRS)]
+    head = ["by pairs / diagonal", *(f"{p.capitalize()}, β₂ {b:g}" for p in PROBLEMS for b in BETAS)]
+    rows = []
+    for way in by_pairs:
+        cells = [((p, way, b), (p, way.removesuffix(PAIRS), b)) for p in PROBLEMS for b in BETAS]
+        ratios = [found.error(one) / found.error(other) for one, other in cells]
+        rows.append([way.split(",")[0], *(f"{ratio:.2f}" for ratio in ratios)])
+    return table(head, rows)
+
+
+def errors_table(found: Found, problem: str) -> str:
+    """Every way that was tested: its error, its rate, its harm."""
+    head = ["way", *(f"β₂ {beta:g}" for beta in BETAS)]
+    rows = []
+    for way in ways():
+        cells = [_error(found, (problem, way, beta)) for beta in BETAS]
+        if any(cells):
+            rows.append([way, *cells])
+    return table(head, rows)
+
+
+def _error(found: Found, cell: Cell) -> str:
+    try:
+        error, harm = found.error(cell), found.harm(cell)
+    except KeyError:  # a sum whose weight was not the best one in the tuning
+        return ""
+    return f"{error:.4f} (rate {found.rates[cell]:g}{'' if harm is None else f', harm {harm:.0%}'})"
+
+
+def interval(scores: Sequence[float], others: Sequence[float]) -> str:
+    """The ratio of two errors with its 95 % interval, by Student's t on the paired logarithms."""
+    differences = [one - other for one, other in zip(scores, others, strict=True)]
+    mean, spread = fmean(differences), stdev(differences) / math.sqrt(len(differences))
+    margin = spread * float(stats.t.ppf(0.975, len(differences) - 1))
+    return f"{10**mean:.2f} ({10 ** (mean - margin):.2f} to {10 ** (mean + margin):.2f})"
+
+
+def _geometric(ratios: Iterable[float]) -> float:
+    return math.exp(fmean(map(math.log, ratios)))
