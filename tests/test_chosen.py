@@ -25,13 +25,16 @@ class Recommender(nn.Module):
         self.tower = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
         self.click, self.buy = nn.Linear(6, 1), nn.Linear(6, 1)
 
-    def forward(self, step=0, *, twice=False):
-        """Losses from one pass, or each from a pass of its own."""
+    def forward(self, step=0, *, twice=False, bundled=False):
+        """Losses from one pass, or each from a pass of its own; from columns of one output, if they are bundled."""
         random = torch.Generator().manual_seed(step)
         users, items = torch.randint(0, 20, (2, 16), generator=random)
         labels = torch.randint(0, 2, (2, 16, 1), generator=random).float()
         passes = [self.tower(torch.cat([self.users(users), self.items(items)], 1)) for _ in range(1 + twice)]
         loss = nn.functional.binary_cross_entropy_with_logits
+        if bundled:
+            both = torch.cat([self.click(passes[0]), self.buy(passes[0])], 1)
+            return {"click": loss(both[:, 0], labels[0, :, 0]), "buy": 3 * loss(both[:, 1], labels[1, :, 0])}
         return {"click": loss(self.click(passes[0]), labels[0]), "buy": 3 * loss(self.buy(passes[-1]), labels[1])}
 
     def dense(self):
@@ -46,9 +49,8 @@ def by_hand(model, losses, chosen, method):
     """Plain autograd: the rows at the chosen parameters through the method, sums elsewhere."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses.values()]
-    shared = [
-        i for i, p in enumerate(parameters) if any(p is c for c in chosen) and all(r[i] is not None for r in rows)
-    ]
+    chosen = [i for i, p in enumerate(parameters) if any(p is c for c in chosen)]
+    shared = [i for i in chosen if all(row[i] is not None and row[i].any() for row in rows)]  # a bundle gives zeros
     flat = torch.stack([torch.cat([row[i].flatten() for i in shared]) for row in rows])
     weights = method.weights((flat.double() @ flat.double().T), Losses((0, 1), 2))
     weights = (weights.sum(0) if weights.ndim == 2 else weights).tolist()
@@ -65,15 +67,18 @@ def check(model, expected, *, sparse=()):
         torch.testing.assert_close(p.grad.to_dense() if p.grad.is_sparse else p.grad, expected[name])
 
 
-@pytest.mark.parametrize("twice", [False, True], ids=["one pass", "a pass for each"])
+PASSES = {"one pass": {}, "a pass for each": {"twice": True}, "columns of one output": {"bundled": True}}
+
+
+@pytest.mark.parametrize("how", PASSES.values(), ids=PASSES)
 @pytest.mark.parametrize("name", METHODS)
-def test_everything_but_sparse_tables(name, twice):
+def test_everything_but_sparse_tables(name, how):
     model = Recommender()
     optimizer = mtopt.MultiLossOptimizer(sparse_and_dense(model), METHODS[name](), at=model.dense())
     for step in range(4):  # what is remembered of the graph takes over on the way
         optimizer.zero_grad()
-        expected = by_hand(model, model(step, twice=twice), model.dense(), METHODS[name]())
-        optimizer.backward(model(step, twice=twice))
+        expected = by_hand(model, model(step, **how), model.dense(), METHODS[name]())
+        optimizer.backward(model(step, **how))
         check(model, expected, sparse=("users", "items"))
         optimizer.step()
     assert "parameter (6, 8)" in optimizer.explain()

@@ -208,9 +208,14 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
     counts = torch.zeros(len(row), device=next(iter(devices), None))
     for device in devices:  # each is waited for once
         here = [i for i, part in enumerate(row) if part is not None and part.device == device]
-        counts[here] = torch.stack([row[i].count_nonzero() for i in here]).to(counts)  # type: ignore[union-attr]
+        counts[here] = torch.stack([_numbers_of(row[i]).count_nonzero() for i in here]).to(counts)
     total: list[float] = sites[0].ranks.sum(counts).tolist()
     return total
+
+
+def _numbers_of(row: Tensor | None) -> Tensor:
+    assert row is not None
+    return row if row.layout is torch.strided else row.coalesce().values()
 
 
 def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:
