@@ -1,4 +1,6 @@
-"""DeepXDE (PyTorch backend): the training step of a compiled model, with the losses instead of their sum. Run it with
+"""DeepXDE (PyTorch backend): the training step of a compiled model, with the losses instead of their sum.
+
+Run it with
 
 python docs/examples/deepxde_poisson.py
 """

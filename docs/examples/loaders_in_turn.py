@@ -1,4 +1,6 @@
-"""Two loaders in turn, one loss each: their gradients are gathered, and one decision is made for both. Run it with
+"""Two loaders in turn, one loss each: their gradients are gathered, and one decision is made for both.
+
+Run it with
 
 python docs/examples/loaders_in_turn.py
 """

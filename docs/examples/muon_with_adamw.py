@@ -1,4 +1,6 @@
-"""Two inner optimizers on one model: Muon for matrices, AdamW for the rest, one decision for both. Run it with
+"""Two inner optimizers on one model: Muon for matrices, AdamW for the rest, one decision for both.
+
+Run it with
 
 python docs/examples/muon_with_adamw.py
 """

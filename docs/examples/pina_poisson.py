@@ -1,4 +1,6 @@
-"""PINA: its weighting hands the losses over, where it would add them up; Lightning trains as ever. Run it with
+"""PINA: its weighting hands the losses over, where it would add them up; Lightning trains as ever.
+
+Run it with
 
 python docs/examples/pina_poisson.py
 """

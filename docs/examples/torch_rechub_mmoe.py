@@ -1,4 +1,6 @@
-"""A recommender of torch-rechub, MMOE: with sparse tables rows are combined at the dense parameters alone. Run it with
+"""A recommender of torch-rechub, MMOE: with sparse tables rows are combined at the dense parameters alone.
+
+Run it with
 
 python docs/examples/torch_rechub_mmoe.py
 """
