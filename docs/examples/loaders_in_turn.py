@@ -2,7 +2,7 @@
 
 Run it with
 
-python docs/examples/loaders_in_turn.py
+    python docs/examples/loaders_in_turn.py
 """
 
 from __future__ import annotations

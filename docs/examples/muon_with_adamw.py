@@ -2,7 +2,7 @@
 
 Run it with
 
-python docs/examples/muon_with_adamw.py
+    python docs/examples/muon_with_adamw.py
 """
 
 from __future__ import annotations

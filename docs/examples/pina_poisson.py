@@ -2,7 +2,7 @@
 
 Run it with
 
-python docs/examples/pina_poisson.py
+    python docs/examples/pina_poisson.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Run it with
 
-python docs/examples/torch_rechub_mmoe.py
+    python docs/examples/torch_rechub_mmoe.py
 """
 
 from __future__ import annotations
