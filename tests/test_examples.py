@@ -170,12 +170,14 @@ class Run:
         prepared = self.accelerator.prepare(model, optimizer, scheduler, loader)
         self.model, self.optimizer, self.scheduler, self.loader = prepared
 
-    def epoch(self, *, on_the_sum=False, clip=None):
+    def epoch(self, *, on_the_sum=False, by_total=False, clip=None):
         for batch in self.loader:
             with self.accelerator.accumulate(self.model):
                 losses = self.model(*batch)
                 if on_the_sum:
                     self.accelerator.backward(sum(losses))
+                elif by_total:
+                    self.accelerator.backward(mtopt.total(self.optimizer, losses))
                 else:
                     self.example.backward(self.accelerator, self.optimizer, losses)
                 if clip is not None and self.accelerator.sync_gradients:
@@ -205,6 +207,16 @@ def test_accelerate_takes_the_loss_scale_out_again_and_skips_a_step_that_overflo
     for parameter, value in zip(scaled.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter, value, rtol=0, atol=0)
     assert scaled.optimizer.step_was_skipped == (steps == "skipped")
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**10])
+def test_accelerate_may_be_given_a_total(scale):
+    models = []
+    for by_total in (False, True):
+        run = Run(scale=scale)
+        run.epoch(by_total=by_total, clip=0.5)
+        models.append(run.model)
+    assert_same_parameters(*models)
 
 
 def test_an_accelerate_run_resumes_bit_by_bit(tmp_path):
