@@ -37,6 +37,15 @@ class Ranks:
             dist.all_reduce(total, group=self.group)
         return total
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest of each number over all ranks."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with lost_rank_explained():
+            dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self.group)
+        return total
+
     def mean(self, values: Tensor, indices: Sequence[int], n: int) -> Tensor:
         """The mean of each of `n` numbers over the ranks that have it, shape `(n,)`, in float64; NaN where none has."""
         sums = torch.zeros(2, n, dtype=torch.float64, device=values.device)

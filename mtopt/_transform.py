@@ -36,6 +36,7 @@ class Losses:
         scalars: The losses themselves; `None` inside a `MultiLossLayer`, which sees no loss.
         scale: What a GradScaler has multiplied them by.
         ranks: The processes over which the values are averaged.
+        sizes: The largest and the mean absolute value of each row, shape `(T, 2)`, for a transform that `reads_sizes`.
     """
 
     indices: tuple[int, ...]
@@ -44,6 +45,7 @@ class Losses:
     scalars: tuple[Tensor, ...] | None = None
     scale: float | None = None
     ranks: Ranks = ALONE
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -221,6 +223,9 @@ class GramianTransform(Transform):
     """
 
     sums_over_ranks = True  # the Gramian is summed, before this is asked for weights
+
+    reads_sizes = False
+    """Whether it reads `losses.sizes`, for which the rows are looked at once more."""
 
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:

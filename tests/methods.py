@@ -40,7 +40,8 @@ GRAMIAN = {
     "UPGrad": mtopt.UPGrad,
 }
 ROWS = {"GradDrop": lambda: mtopt.GradDrop(seed=5), "TrimmedMean": mtopt.TrimmedMean}
-METHODS = {**WEIGHTINGS, **GRAMIAN, **ROWS}
+SIZES = {"Annealing": lambda: mtopt.Annealing(average=0.5, period=2)}  # by more than the Gramian
+METHODS = {**WEIGHTINGS, **GRAMIAN, **SIZES, **ROWS}
 
 
 def after_step(transforms, losses):

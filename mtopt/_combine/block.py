@@ -189,6 +189,8 @@ def gramian_weights(
         products = products / losses.scale**2
     if not _finite(products, losses, transform):  # an overflow stays visible, and leaves no trace in the state
         return Weights(torch.full((len(indices),), torch.nan, dtype=torch.float64), indices)
+    if transform.reads_sizes:
+        losses = replace(losses, sizes=_sizes(blocks)[indices])
     exact = _many(blocks) and nearly_dependent(products)
     weights = check_weights(transform, transform.weights(products, losses), len(indices))
     return Weights(weights.to("cpu", torch.float64), indices, exact)
@@ -214,6 +216,29 @@ def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:
         total += ranks.sum(torch.cat([products, present])).to("cpu", torch.float64)
     anywhere = total[n].nonzero().flatten().tolist()
     return total[anywhere][:, anywhere], anywhere
+
+
+def _sizes(blocks: Collection[Block]) -> Tensor:
+    """The largest and the mean absolute value of each loss's row, over all blocks and ranks, shape `(n_losses, 2)`."""
+    n = next(iter(blocks)).site.losses.n_losses
+    largest = torch.zeros(n, dtype=torch.float64)
+    sums = torch.zeros(n, 2, dtype=torch.float64)  # of absolute values, and how many they are
+    by_ranks: dict[tuple[Ranks, bool], list[Block]] = {}
+    for block in blocks:
+        by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
+    for (ranks, examples), together in by_ranks.items():
+        device = together[0].rows[0].device
+        here, added = torch.zeros(n, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
+        for block in together:
+            for index, row in zip(block.indices, block.rows, strict=True):
+                sizes = widen(row).abs()
+                if sizes.numel() > 0:  # a shard may be empty
+                    here[index] = max(float(here[index]), float(sizes.max()))
+                    added[index] += torch.tensor([float(sizes.sum(dtype=torch.float64)), sizes.numel()])
+        mean = 1 / ranks.size if examples else 1  # of the ranks' losses: a row in the gradient of the mean is shorter
+        largest = torch.maximum(largest, mean * ranks.largest(here.to(device)).cpu())
+        sums += ranks.sum(added.to(device)).cpu() * torch.tensor([mean, 1.0])
+    return torch.stack([largest, sums[:, 0] / sums[:, 1].clamp_min(1)], 1)
 
 
 def _losses_of(blocks: Collection[Block]) -> list[int]:

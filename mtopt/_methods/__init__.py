@@ -1,6 +1,7 @@
 """Every method, by its public name: a new one is named here, and nowhere else in the package. No code."""
 
 from .aligned_mtl import AlignedMTL
+from .annealing import Annealing
 from .cagrad import CAGrad
 from .causal import CausalWeights
 from .conflict_free import ConFIG
@@ -47,6 +48,7 @@ __all__ = [
     "RLW",
     "STCH",
     "AlignedMTL",
+    "Annealing",
     "CAGrad",
     "CausalWeights",
     "ConFIG",

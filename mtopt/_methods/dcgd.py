@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .._checks import check_one_of, is_listed, is_whole
+from .._checks import check_one_of
 from .._transform import GramianTransform, Losses
+from .settings import check_which, indices_of
 
 
 class DCGD(GramianTransform):
@@ -49,14 +50,14 @@ class DCGD(GramianTransform):
 
     def __init__(self, *, variant: str = "center", residual: int | str | Iterable[int | str] = 0) -> None:
         self.variant = check_one_of(variant, "variant", ("center", "projection", "average"))
-        self.residual = _checked(residual)
+        self.residual = check_which(residual, "residual")
 
     def check(self, losses: Losses) -> None:
-        if len(self._group(losses)) == losses.n_losses > 1:
+        if len(indices_of(self.residual, losses, "residual")) == losses.n_losses > 1:
             raise ValueError("`residual` has all the losses, but DCGD needs another one beside them.")
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
-        first = self._group(losses)
+        first = indices_of(self.residual, losses, "residual")
         groups = torch.tensor([[i in first, i not in first] for i in losses.indices]).T.to(gramian)  # (2, T)
         products = groups @ gramian @ groups.T
         own, other, between = products[0, 0], products[1, 1], products[0, 1]
@@ -73,32 +74,3 @@ class DCGD(GramianTransform):
         if self.variant == "average":
             return (1 + off) / 2 @ groups
         return torch.where(both + between < 0, off, 1) @ groups
-
-    def _group(self, losses: Losses) -> set[int]:
-        """The indices of the residual's losses.
-
-        Raises:
-            ValueError: If one of them is not there.
-        """
-        names = losses.names or ()
-        found = set()
-        for which in self.residual if isinstance(self.residual, tuple) else (self.residual,):
-            if isinstance(which, str) and which not in names:
-                known = f"the losses are {list(names)}" if names else "they have no names. Give them as a dict"
-                raise ValueError(f"`residual` names {which!r}, but {known}.")
-            if not isinstance(which, str) and which >= losses.n_losses:
-                raise ValueError(f"`residual` is the loss with index {which}, but there are {losses.n_losses}.")
-            found.add(names.index(which) if isinstance(which, str) else which)
-        return found
-
-
-def _checked(residual: int | str | Iterable[int | str]) -> int | str | tuple[int | str, ...]:
-    each = tuple(residual) if is_listed(residual) else (residual,)
-    found: list[int | str] = []
-    for which in each:
-        if not isinstance(which, str) and not (is_whole(which) and which >= 0):
-            raise TypeError(f"`residual` must be the index or name of a loss, or a list of these, but it is {which!r}.")
-        found.append(which if isinstance(which, str) else int(which))
-    if not found:
-        raise ValueError("`residual` must have one loss or more, but it is empty.")
-    return tuple(found) if is_listed(residual) else found[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .._checks import is_listed
+from .._checks import is_listed, is_whole
 from .._transform import Losses
 
 Setting = float | Sequence[float] | Mapping[str, float]
@@ -43,6 +43,45 @@ def by_loss(value: Setting, losses: Losses, label: str, unnamed: float) -> list[
             f"`{label}` has {len(value)} values for {losses.n_losses} losses. Give one number, or one number per loss."
         )
     return [value[i] for i in losses.indices]
+
+
+Which = int | str | tuple[int | str, ...]
+"""A loss by index or name, or several."""
+
+
+def check_which(value: int | str | Iterable[int | str], label: str) -> Which:
+    """A loss by index or name, or a list of some.
+
+    Raises:
+        TypeError: If one is neither.
+        ValueError: If the list is empty.
+    """
+    found: list[int | str] = []
+    for each in tuple(value) if is_listed(value) else (value,):
+        if not isinstance(each, str) and not (is_whole(each) and each >= 0):
+            raise TypeError(f"`{label}` must be the index or name of a loss, or a list of these, but it is {each!r}.")
+        found.append(each if isinstance(each, str) else int(each))
+    if not found:
+        raise ValueError(f"`{label}` must have one loss or more, but it is empty.")
+    return tuple(found) if is_listed(value) else found[0]
+
+
+def indices_of(which: Which, losses: Losses, label: str) -> set[int]:
+    """The indices of those losses, whether they are present or not.
+
+    Raises:
+        ValueError: If one of them is not there.
+    """
+    names = losses.names or ()
+    found = set()
+    for each in which if isinstance(which, tuple) else (which,):
+        if isinstance(each, str) and each not in names:
+            known = f"the losses are {list(names)}" if names else "they have no names. Give them as a dict"
+            raise ValueError(f"`{label}` names {each!r}, but {known}.")
+        if not isinstance(each, str) and each >= losses.n_losses:
+            raise ValueError(f"`{label}` is the loss with index {each}, but there are {losses.n_losses}.")
+        found.add(names.index(each) if isinstance(each, str) else each)
+    return found
 
 
 def check_values_positive(losses: Losses, method: str) -> None:

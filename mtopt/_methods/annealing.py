@@ -1,0 +1,72 @@
+"""Learning-rate annealing: weights from the largest gradient of the residual and the mean ones of the other losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .._checks import check_count, check_share
+from .._transform import GramianTransform, Losses
+from .settings import check_which, indices_of
+from .state import PerLoss
+
+
+class Annealing(GramianTransform):
+    r"""Learning-rate annealing of physics-informed networks: the residual weighs 1, every other loss its share of it.
+
+    $$\hat\lambda_i = \frac{\max |g_r|}{\text{mean} |g_i|}, \qquad
+    \lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
+
+    where $g_r$ is the gradient of the residual, and $\lambda_i$ begins with 1. Largest and mean are over all numbers of
+    a row, at all shared parameters or activations together. A gradient that is 0 leaves its weight as it is.
+
+    Args:
+        residual: Which loss is the residual, by index or name; or a list, of which the largest gradient counts.
+        average: Share $\alpha$ of the weight from before, in [0, 1]. The paper's $\alpha$ is the other share.
+        period: The weights move at each loss's first gradient and at every `period`-th after it. The paper has 10.
+
+    Raises:
+        TypeError: If `residual` is neither index nor name, or `period` no whole number.
+        ValueError: If `average` is out of range, `period` is below 1, or `residual` names a loss that is not there.
+
+    Example:
+        >>> Annealing(residual="pde")
+        Annealing(residual='pde')
+
+    Source:
+        Algorithm 1 of Wang, Teng, Perdikaris 2021, [arXiv:2001.04536](https://arxiv.org/abs/2001.04536), whose later
+        work takes [`GradientNorms`][mtopt.GradientNorms] instead.
+    """
+
+    scale_equivariant = True
+    uses_values = False
+    reads_sizes = True
+
+    def __init__(
+        self, *, residual: int | str | Iterable[int | str] = 0, average: float = 0.1, period: int = 10
+    ) -> None:
+        self.residual = check_which(residual, "residual")
+        self.average = check_share(average, "average")
+        self.period = check_count(period, "period")
+        self.averaged = PerLoss(1.0)
+        self.calls = PerLoss(0.0)
+
+    def check(self, losses: Losses) -> None:
+        indices_of(self.residual, losses, "residual")
+
+    def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        assert losses.sizes is not None
+        largest, mean = losses.sizes.to(gramian).unbind(1)
+        before, calls = self.averaged.of(losses).to(gramian), self.calls.of(losses).to(gramian)
+        self.calls.keep(losses, calls + 1)
+        residual = indices_of(self.residual, losses, "residual")
+        own = torch.tensor([index in residual for index in losses.indices])
+        if not own.any():
+            return before
+        now = largest[own].max() / mean
+        moves = (calls % self.period == 0) & now.isfinite() & (now > 0) & ~own
+        weights = torch.where(moves, self.average * before + (1 - self.average) * now, before)
+        self.averaged.keep(losses, weights)
+        return weights
