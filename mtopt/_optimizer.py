@@ -219,6 +219,7 @@ class MultiLossOptimizer(Optimizer):
         gathered: Gathered = self._memory["gathered"]
         if gathered:
             self.backward(gathered.losses(self._parameters()))
+            gathered.clear()
 
     def _add_up_again(self, losses: LossesLike) -> bool:
         """A plain sum, as in the step before: False if there is more to it."""

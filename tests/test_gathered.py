@@ -178,6 +178,39 @@ def test_a_bias_beside_a_shared_weight_counts_as_in_one_call():
     torch.testing.assert_close(alone.heads["a"].bias.grad, net.heads["a"].bias.grad)
 
 
+def test_losses_bundled_in_one_output_leave_heads_to_their_losses():
+    """A bundle hides who reaches what: autograd has zeros for what a loss does not reach."""
+
+    def losses(net, step=0):
+        features = net.trunk(torch.randn(8, 4, generator=torch.Generator().manual_seed(step)))
+        columns = torch.cat([net.heads[name](features) for name in NAMES], 1)
+        return {name: (columns[:, i] - i).square().mean() for i, name in enumerate(NAMES)}
+
+    net, other = Net(), Net()
+    optimizer, plain = optimizer_of(net), optimizer_of(other)
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.gather({name: losses(net, step)[name] for name in "ab"})
+        optimizer.gather({"c": losses(net, step)["c"]})
+        optimizer.step()
+        plain.zero_grad()
+        plain.step(losses(other, step))
+        same(net, other)
+
+
+def test_a_decision_that_fails_may_be_made_again():
+    net = Net()
+    optimizer = optimizer_of(net)
+    for name in NAMES:
+        optimizer.gather({name: net.heads[name](torch.ones(2, 6)).square().mean()})
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="share no parameter"):
+            optimizer.step()
+    assert all(p.grad is None for p in net.parameters())
+    optimizer.gather(net())
+    optimizer.step()
+
+
 def test_zero_grad_drops_what_waits():
     net, other = Net(), Net()
     optimizer, plain = optimizer_of(net), optimizer_of(other)

@@ -267,28 +267,20 @@ def test_a_closure_may_call_its_backward(kind):
     same(*moved)
 
 
-def in_ddp(rank):
+def in_ddp(rank, by_total):
     net = Net()
     model = nn.parallel.DistributedDataParallel(net)
     optimizer = optimizer_of(net, mtopt.UPGrad(), "parameters")
     for step in range(2):
         optimizer.zero_grad()
-        mtopt.total(optimizer, model(10 * step + rank)).backward()
-        optimizer.step()
-    return [p.tolist() for p in net.parameters()]
-
-
-def handed_in_ddp(rank):
-    net = Net()
-    model = nn.parallel.DistributedDataParallel(net)
-    optimizer = optimizer_of(net, mtopt.UPGrad(), "parameters")
-    for step in range(2):
-        optimizer.zero_grad()
-        optimizer.step(model(10 * step + rank))
+        losses = model(10 * step + rank)
+        if by_total:
+            mtopt.total(optimizer, losses).backward()
+        optimizer.step(None if by_total else losses)
     return [p.tolist() for p in net.parameters()]
 
 
 def test_several_ranks_average_as_they_do_without_it():
-    found, expected = run_ranks(in_ddp, 2), run_ranks(handed_in_ddp, 2)
-    assert found[0] == found[1]
-    assert found == expected
+    first, second = run_ranks(in_ddp, 2, True)
+    assert first == second
+    assert [first, second] == run_ranks(in_ddp, 2, False)

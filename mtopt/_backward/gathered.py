@@ -21,7 +21,9 @@ from .._graph.rows import check_rows_below, rows_below
 from .._graph.sites import in_one_operation
 from .._torch import REENTRANT_CHECKPOINT, variable_of, wrappers_silent
 from .._transform import LossesLike
+from .refusals import hides_who_reaches_what
 from .shards import shards_of
+from .taken_rows import numbers_of
 
 
 class Gathered:
@@ -87,8 +89,13 @@ class Gathered:
         targets = [variable_of(leaf) for leaf, _ in edges]
         with wrappers_silent(graph.sinks), graph_errors_explained():
             stream = rows_below(graph, cotangents(roots, None), edges, batching, retain_graph=retain_graph)
+            hidden = hides_who_reaches_what(graph)
             found = {
-                position: [(target, row) for target, row in zip(targets, rows, strict=True) if row is not None]
+                position: [
+                    (target, row)
+                    for target, row in zip(targets, rows, strict=True)
+                    if row is not None and not (hidden and not numbers_of(row).any())
+                ]
                 for position, rows in stream
             }
         names = present.names
@@ -119,7 +126,7 @@ class Gathered:
         return parameter
 
     def losses(self, parameters: Sequence[Tensor]) -> LossesLike:
-        """A loss for each that came, with the values and the rows that were gathered; then nothing is left here."""
+        """A loss for each that came, with the values and the rows that were gathered."""
         keys: Sequence[str | int] = range(self.n_losses) if self.names is None else self.names
         made: dict[Any, Tensor | None] = dict.fromkeys(keys)
         for key, rows in self.rows.items():
@@ -137,7 +144,6 @@ class Gathered:
             value = self.values[key] if scale is None else self.values[key] / scale
             loss = torch.stack(parts).sum().to(value.dtype) + value
             made[key] = loss if scale is None else loss * scale
-        self.clear()
         return list(made.values()) if self.names is None else made
 
 

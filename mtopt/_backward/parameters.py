@@ -15,8 +15,6 @@ from .._combine.harm import Harm
 from .._graph.passes import Row
 from .._graph.sites import beside_shared
 from .._torch import (
-    COMPILED,
-    REENTRANT_CHECKPOINT,
     call_post_accumulate_hooks,
     has_hooks,
     is_view,
@@ -30,10 +28,10 @@ from .backward import Backward
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
 from .inner import MetricAt
-from .refusals import check_dense, refuse_layers
+from .refusals import check_dense, hides_who_reaches_what, refuse_layers
 from .remembered import Remembered
 from .shards import Shard, shards_of
-from .taken_rows import RowsOfLosses, remember, rows_again, rows_of_losses
+from .taken_rows import RowsOfLosses, numbers_of, remember, rows_again, rows_of_losses
 from .telling import HOOKS
 from .weighted import combine_weighted
 
@@ -63,9 +61,7 @@ def combine_at_parameters(
             shards, sinks = shards_of(backward.parameters), backward.graph.sinks
             rows = rows_of_losses(backward, shards)
             rows.alone = _counting_alone(backward, rows, every)
-            # One node for a whole model hides who reaches what, as some ways to bundle losses do.
-            hiding = not backward.graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
-            rows.opaque = hiding or (backward.graph.states is not None and backward.graph.cut)
+            rows.opaque = hides_who_reaches_what(backward.graph)
             if backward.can_be_taken_back and not shards:
                 remember(backward, rows)
         if chosen is not None:
@@ -208,14 +204,10 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
     counts = torch.zeros(len(row), device=next(iter(devices), None))
     for device in devices:  # each is waited for once
         here = [i for i, part in enumerate(row) if part is not None and part.device == device]
-        counts[here] = torch.stack([_numbers_of(row[i]).count_nonzero() for i in here]).to(counts)
+        parts = [part for i in here if (part := row[i]) is not None]
+        counts[here] = torch.stack([numbers_of(part).count_nonzero() for part in parts]).to(counts)
     total: list[float] = sites[0].ranks.sum(counts).tolist()
     return total
-
-
-def _numbers_of(row: Tensor | None) -> Tensor:
-    assert row is not None
-    return row if row.layout is torch.strided else row.coalesce().values()
 
 
 def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:

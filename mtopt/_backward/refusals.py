@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .._graph.loss_graph import Meeting
+from .._graph.loss_graph import LossGraph, Meeting
 from .._graph.supports import Edge
-from .._torch import has_sparse_gradient
+from .._torch import COMPILED, REENTRANT_CHECKPOINT, has_sparse_gradient
 from .backward import Backward
 from .fan_out import COMBINED_ALREADY, FAN_OUT, combines_itself
 
@@ -36,6 +36,12 @@ def check_dense(dense: bool) -> None:
             "The `losses` meet at a parameter with sparse gradients, which cannot be combined. Make the Embedding "
             'dense (`sparse=False`), or let the losses meet above it: share one call of it, with `at="activations"`.'
         )
+
+
+def hides_who_reaches_what(graph: LossGraph) -> bool:
+    """Whether rows of zeros are none: one node stands for a whole model, or losses are bundled in some ways."""
+    whole = not graph.kinds.isdisjoint((COMPILED, REENTRANT_CHECKPOINT))
+    return whole or (graph.states is not None and graph.cut)
 
 
 def check_meetings(backward: Backward, meetings: Sequence[Meeting], *, joint: Sequence[Sequence[Edge]] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._graph.alive import check_repeatable
@@ -66,6 +67,11 @@ class RowsOfLosses:
     def counts(self, target: int) -> bool:
         """Whether rows are combined at a target, by its number."""
         return self.chosen is None or id(self.targets[target]) in self.chosen
+
+
+def numbers_of(row: Tensor) -> Tensor:
+    """Those that are kept of it, if it is sparse."""
+    return row if row.layout is torch.strided else row.coalesce().values()
 
 
 def rows_of_losses(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
