@@ -54,7 +54,8 @@ class Trainings:
         new = {seed: next(stream) for seed, stream in self.streams.items()}
         batches = tuple(torch.stack(tensors) for tensors in zip(*(new[seed] for seed in self.seeds), strict=True))
         losses: Losses = self._losses(self.stacked, batches)
-        gradients = {name: self._gradients(loss) for name, loss in losses.items()}
+        last = next(reversed(losses))
+        gradients = {name: self._gradients(loss, retain_graph=name != last) for name, loss in losses.items()}
         for i, (parameter, optimizer) in enumerate(zip(self.parameters, self.optimizers, strict=True)):
             optimizer.zero_grad()
             optimizer.step({name: _linear(parameter, gradients[name][i], losses[name][i]) for name in losses})
@@ -69,8 +70,8 @@ class Trainings:
         losses: Losses = functional_call(_Losses(self.problem, self.models[0]), named, (batch,))
         return losses
 
-    def _gradients(self, losses: Tensor) -> Tensor:
-        found = torch.autograd.grad(losses.sum(), self.stacked, allow_unused=True)
+    def _gradients(self, losses: Tensor, *, retain_graph: bool) -> Tensor:
+        found = torch.autograd.grad(losses.sum(), self.stacked, retain_graph=retain_graph, allow_unused=True)
         pairs = zip(found, self.stacked, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten(1) for g, p in pairs], dim=1)
 

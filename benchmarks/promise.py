@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from batched import Trainings
-from problems.physics import Burgers, Helmholtz, Physics
+from problems.physics import Burgers, Convection, Heat, Helmholtz, Physics, Poisson, Wave
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,6 +32,7 @@ import mtopt
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promise.jsonl"
 PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}
+OTHERS: dict[str, type[Physics]] = {"poisson": Poisson, "heat": Heat, "wave": Wave, "convection": Convection}
 STEPS = 1500
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST_RATES = RATES[3:6]  # then outwards, until the best is not at an edge
@@ -65,8 +66,10 @@ Done = dict[Run, dict[str, Any]]
 """Finished trainings, each with its score and the shares of harm."""
 
 
-def ways() -> list[str]:
-    """What is compared, by name."""
+def ways(problem: str = "") -> list[str]:
+    """What is compared, by name: on problems that the recipe was not chosen on, the recipe with the sums."""
+    if problem in OTHERS:
+        return [*(f"{SUM}, weight {weight}" for weight in WEIGHTS), *RECIPES]
     of_methods = [name + ending for name in METHODS for ending in ("", WHITENED)]
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
     return [*(f"{SUM}, weight {weight}" for weight in WEIGHTS), *of_methods, *by_pairs, *RECIPES]
@@ -92,7 +95,7 @@ def transforms_of(way: str, beta: float, n_losses: int) -> list[mtopt.Transform]
 def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
-    problem = PROBLEMS[runs[0].problem]()
+    problem = (PROBLEMS | OTHERS)[runs[0].problem]()
     schedulers, monitors = [], []
 
     def make(i: int, parameter: Tensor) -> mtopt.MultiLossOptimizer:
@@ -131,7 +134,8 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
     """Train what is not finished yet, many together; runs are written when they are."""
     done = finished(path)
     missing = [run for run in runs if run not in done]
-    groups = [list(batch) for p in PROBLEMS for batch in _batched([r for r in missing if r.problem == p])]
+    problems = dict.fromkeys(run.problem for run in missing)
+    groups = [list(batch) for p in problems for batch in _batched([r for r in missing if r.problem == p])]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool, path.open("a", encoding="utf-8") as file:
         found = pool.imap_unordered(partial(train, steps=steps), groups)
         for records in track(found, description=what, total=len(groups)):
@@ -146,7 +150,8 @@ def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
 def tuning(problems: Sequence[str], done: Done) -> Iterator[Run]:
     """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
     tried = scores_by_rate(done)
-    for problem, way, beta in itertools.product(problems, ways(), BETAS):
+    cells = ((problem, way, beta) for problem in problems for way in ways(problem) for beta in BETAS)
+    for problem, way, beta in cells:
         rates = set(FIRST_RATES)
         if by_rate := tried.get((problem, way, beta)):
             rates |= by_rate.keys() | {_beside(min(by_rate, key=by_rate.__getitem__), by_rate)}
@@ -197,13 +202,13 @@ def tables(path: Path, console: Console) -> None:
     """The errors at each memory, and each way at its best one."""
     done = finished(path)
     rates = best_rates(done)
-    for problem in PROBLEMS:
+    for problem in dict.fromkeys(run.problem for run in done):
         shown = Table(
             title=f"{problem}: relative L2 error, geometric mean of {len(TESTING)} seeds (rate); share of harm"
         )
         for column in ("way", *(f"beta2 = {beta:g}" for beta in BETAS)):
             shown.add_column(column)
-        for way in ways():
+        for way in ways(problem):
             cells = []
             for beta in BETAS:
                 rate = rates.get((problem, way, beta))
@@ -224,7 +229,7 @@ def _cell(records: Sequence[dict[str, Any]], rate: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS | OTHERS, default=list(PROBLEMS))
     parser.add_argument("--output", type=Path, help="finished runs, one JSON object in a line")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")

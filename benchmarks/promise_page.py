@@ -72,27 +72,22 @@ def publish(results: Path, page: Path) -> None:
 
 
 def recipe_table(found: Found) -> str:
-    """The sums, and the recipe: what was swept, and how they compare."""
+    """The sums and the recipe on each problem: what was swept, and how they compare."""
     sums = [way for way in ways() if way.startswith(SUM)]
-    (recipe,) = RECIPES
-    choices = {
-        "sum, weights 1, β₂ 0.999": ([UNSWEPT], [0.999]),
-        "sum, weights 1, β₂ swept": ([UNSWEPT], BETAS),
-        "sum, weights and β₂ swept": (sums, BETAS),
-        "recipe, β₂ 0.9": ([recipe], [0.9]),
-    }
-    head = ["way"]
-    for problem in PROBLEMS:
-        head += [problem.capitalize(), "settings tried", "error / swept sum", "error / sum as people run it"]
+    recipe = list(RECIPES)
+    head = [
+        *("problem", "sum, weights 1, β₂ 0.999", "sum, weights 1, β₂ swept", "sum, all swept", "settings tried"),
+        *("recipe, β₂ 0.9", "settings tried", "recipe / sum, all swept", "recipe / sum, weights 1, β₂ 0.999"),
+    ]
     rows = []
-    for name, (names, betas) in choices.items():
-        row = [name]
-        for problem in PROBLEMS:
-            cell = found.best(problem, names, betas)
-            row += [f"{found.error(cell):.4f}", str(found.runs(problem, names, betas))]
-            for other in (found.best(problem, sums), (problem, *AS_PEOPLE_RUN_IT)):
-                row.append("1" if cell == other else interval(found.scores(cell), found.scores(other)))
-        rows.append(row)
+    for problem in dict.fromkeys(problem for problem, *_ in found.rates):
+        as_people_run_it = (problem, *AS_PEOPLE_RUN_IT)
+        swept, ours = found.best(problem, sums), found.best(problem, recipe, [0.9])
+        errors = [found.error(cell) for cell in (as_people_run_it, found.best(problem, [UNSWEPT]), swept, ours)]
+        ratios = [interval(found.scores(ours), found.scores(other)) for other in (swept, as_people_run_it)]
+        shown = [f"{error:.4f}" for error in errors]
+        tried = [str(found.runs(problem, sums)), str(found.runs(problem, recipe, [0.9]))]
+        rows.append([problem.capitalize(), *shown[:3], tried[0], shown[3], tried[1], *ratios])
     return table(head, rows)
 
 

@@ -370,9 +370,9 @@ def test_the_solution_of_burgers_equation_solves_it(benchmarks):
     assert problem.solution(edge).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["helmholtz", "burgers"])
+@pytest.mark.parametrize("name", ["Helmholtz", "Burgers", "Poisson", "Heat", "Wave", "Convection"])
 def test_a_network_that_is_the_solution_has_no_loss(benchmarks, name):
-    problem = benchmarks.made[name]
+    problem = getattr(benchmarks.physics, name)()
 
     class Solution(benchmarks.physics.Field):
         def forward(self, points):

@@ -50,7 +50,7 @@ def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch
     path, tried = tmp_path / "runs.jsonl", []
     scores = {}
     monkeypatch.setattr(promise, "BETAS", (0.9,))
-    monkeypatch.setattr(promise, "ways", lambda: ["UPGrad", "ConFIG"])
+    monkeypatch.setattr(promise, "ways", lambda *_: ["UPGrad", "ConFIG"])
 
     def pretend(runs, path, workers, steps, what):
         tried.append({(run.way, run.rate) for run in runs} - {(way, rate) for way, rate, *_ in scores})
@@ -116,11 +116,22 @@ def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
     page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names))
     publish(path, page)
     text = page.read_text()
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
     swept = 3 * 3 * len(promise.WEIGHTS)
-    assert f"| {swept} | 1 | 0.25 (0.25 to 0.25) |" in rows["sum, weights and β₂ swept"]
-    assert "| 3 | 1.10 (1.10 to 1.10) | 0.28 (0.28 to 0.28) |" in rows["recipe, β₂ 0.9"]
-    assert "| 3 | 3.98 (3.98 to 3.98) | 1 |" in rows["sum, weights 1, β₂ 0.999"]
-    assert re.findall(r"\d+\.\d\d", rows["geometric mean"]) == ["0.50"] * 7
+    ratios = "1.10 (1.10 to 1.10) | 0.28 (0.28 to 0.28)"
+    for problem in promise.PROBLEMS:
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {problem.capitalize()} | 0."))
+        assert row.endswith(f"| {swept} | 0.0122 | 3 | {ratios} |")
+    (mean,) = (line for line in text.splitlines() if line.startswith("| geometric mean |"))
+    assert re.findall(r"\d+\.\d\d", mean) == ["0.50"] * 7
     assert "(rate 0.01, harm 50%)" in text
     assert text.count("| ConFIG | 0.25 |") == 1
+
+
+def test_other_problems_have_the_sums_and_the_recipe_alone(promise):
+    for problem in promise.OTHERS:
+        assert {way.split(",")[0] for way in promise.ways(problem)} == {"sum", "recipe"}
+        record, other = promise.train(
+            [promise.Run(problem, way, 1e-3, 0.9, 0) for way in ("recipe", "sum, weight 3")], 2
+        )
+        assert -2 < record["score"] < 1
+        assert record["score"] != other["score"]

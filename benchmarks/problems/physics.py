@@ -169,3 +169,120 @@ class Burgers(Physics):
             "initial": initial.square().mean(),
             "boundary": model(edge).square().mean(),
         }
+
+
+class Poisson(Physics):
+    about = "Poisson's equation on a square, with a sharp source: residual and boundary."
+    tasks = ("residual", "boundary")
+    steps = 1500
+    center = (0.3, -0.2)
+    sharpness = 25.0
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        return 2 * torch.rand(n, 2, generator=random) - 1
+
+    def solution(self, points: Tensor) -> Tensor:
+        return (-self.sharpness * (points - torch.tensor(self.center).to(points)).square().sum(1)).exp()
+
+    def source(self, points: Tensor) -> Tensor:
+        """f of Δu = f."""
+        a, square = self.sharpness, (points - torch.tensor(self.center).to(points)).square().sum(1)
+        return (4 * a**2 * square - 4 * a) * self.solution(points)
+
+    def batch(self, random: torch.Generator) -> Batch:
+        edge = self.points(random, 64)
+        edge[torch.arange(64), torch.arange(64) % 2] = (torch.arange(64) // 2 % 2 * 2 - 1).float()
+        return self.points(random, 128), edge
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, edge = batch
+        _, _, second = model.jet(inner)
+        residual, boundary = second.sum(0) - self.source(inner), model(edge) - self.solution(edge)
+        return {"residual": residual.square().mean(), "boundary": boundary.square().mean()}
+
+
+class InTime(Physics):
+    """One dimension of space, and time from 0 to 1: what is known at the start and at both ends."""
+
+    steps = 1500
+    length: float
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        """x in [0, length], t in [0, 1]."""
+        return torch.rand(n, 2, generator=random) * torch.tensor([self.length, 1.0])
+
+    def batch(self, random: torch.Generator) -> Batch:
+        start, edge = self.points(random, 64), self.points(random, 64)
+        start[:, 1] = 0
+        edge[:, 0] = (torch.arange(64) % 2) * self.length
+        return self.points(random, 128), start, edge
+
+
+class Heat(InTime):
+    about = "The heat equation in one dimension, two modes that fade: residual, initial state and boundary."
+    tasks = ("residual", "initial", "boundary")
+    length = 1.0
+    diffusivity = 0.05
+
+    def solution(self, points: Tensor) -> Tensor:
+        x, t = points.unbind(1)
+        rate = self.diffusivity * math.pi**2
+        return (math.pi * x).sin() * (-rate * t).exp() + (3 * math.pi * x).sin() * (-9 * rate * t).exp() / 2
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, start, edge = batch
+        _, first, second = model.jet(inner)
+        residual = first[1] - self.diffusivity * second[0]
+        return {
+            "residual": residual.square().mean(),
+            "initial": (model(start) - self.solution(start)).square().mean(),
+            "boundary": model(edge).square().mean(),
+        }
+
+
+class Wave(InTime):
+    about = "The wave equation in one dimension, two modes: residual, initial state and velocity, boundary."
+    tasks = ("residual", "initial", "velocity", "boundary")
+    length = 1.0
+    speed = 2.0
+
+    def solution(self, points: Tensor) -> Tensor:
+        x, t = math.pi * points[:, 0], math.pi * self.speed * points[:, 1]
+        return x.sin() * t.cos() + (2 * x).sin() * (2 * t).cos() / 2
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, start, edge = batch
+        _, _, second = model.jet(inner)
+        residual = second[1] - self.speed**2 * second[0]
+        value, slope, _ = model.jet(start)
+        return {
+            "residual": residual.square().mean(),
+            "initial": (value - self.solution(start)).square().mean(),
+            "velocity": slope[1].square().mean(),
+            "boundary": model(edge).square().mean(),
+        }
+
+
+class Convection(InTime):
+    about = "A wave that is carried along, speed 30, on a circle: residual, initial state and the ends alike."
+    tasks = ("residual", "initial", "periodic")
+    length = 2 * math.pi
+    speed = 30.0
+
+    def solution(self, points: Tensor) -> Tensor:
+        return (points[:, 0] - self.speed * points[:, 1]).sin()
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, start, edge = batch
+        _, first, _ = model.jet(inner)
+        residual = first[1] + self.speed * first[0]
+        other = torch.stack([self.length - edge[:, 0], edge[:, 1]], 1)
+        return {
+            "residual": residual.square().mean(),
+            "initial": (model(start) - self.solution(start)).square().mean(),
+            "periodic": (model(edge) - model(other)).square().mean(),
+        }
