@@ -57,11 +57,12 @@ class Found:
 
     def best(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> Cell:
         """The way and memory with the lowest error of the tuning."""
-        return min(((problem, way, beta) for way in names for beta in betas), key=self.tuned.__getitem__)
+        cells = ((problem, way, beta) for way in names for beta in betas)
+        return min((cell for cell in cells if cell in self.tuned), key=self.tuned.__getitem__)
 
     def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
         """How many settings a choice was made of."""
-        return sum(self.tried[problem, way, beta] for way in names for beta in betas)
+        return sum(self.tried.get((problem, way, beta), 0) for way in names for beta in betas)
 
 
 def publish(results: Path, page: Path) -> None:
@@ -72,23 +73,25 @@ def publish(results: Path, page: Path) -> None:
 
 
 def recipe_table(found: Found) -> str:
-    """The sums and the recipe on each problem: what was swept, and how they compare."""
+    """The sums and the recipes on each problem: what was swept, and how they compare."""
     sums = [way for way in ways() if way.startswith(SUM)]
-    recipe = list(RECIPES)
-    head = [
-        *("problem", "sum, weights 1, β₂ 0.999", "sum, weights 1, β₂ swept", "sum, all swept", "settings tried"),
-        *("recipe, β₂ 0.9", "settings tried", "recipe / sum, all swept", "recipe / sum, weights 1, β₂ 0.999"),
-    ]
-    rows = []
+    head = ["", *(problem.capitalize() for problem in dict.fromkeys(problem for problem, *_ in found.rates))]
+    rows: dict[str, list[str]] = {}
+
+    def add(name: str, cell: str) -> None:
+        rows.setdefault(name, [name]).append(cell)
+
     for problem in dict.fromkeys(problem for problem, *_ in found.rates):
-        as_people_run_it = (problem, *AS_PEOPLE_RUN_IT)
-        swept, ours = found.best(problem, sums), found.best(problem, recipe, [0.9])
-        errors = [found.error(cell) for cell in (as_people_run_it, found.best(problem, [UNSWEPT]), swept, ours)]
-        ratios = [interval(found.scores(ours), found.scores(other)) for other in (swept, as_people_run_it)]
-        shown = [f"{error:.4f}" for error in errors]
-        tried = [str(found.runs(problem, sums)), str(found.runs(problem, recipe, [0.9]))]
-        rows.append([problem.capitalize(), *shown[:3], tried[0], shown[3], tried[1], *ratios])
-    return table(head, rows)
+        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), found.best(problem, sums)
+        add("sum, weights 1, β₂ 0.999", f"{found.error(unswept):.4f}")
+        add("sum, weights 1, β₂ swept", f"{found.error(found.best(problem, [UNSWEPT])):.4f}")
+        add("sum, all swept", f"{found.error(swept):.4f} (of {found.runs(problem, sums)} settings)")
+        for recipe in RECIPES:
+            ours = (problem, recipe, 0.9)
+            add(recipe, f"{found.error(ours):.4f} (of {found.tried[ours]})")
+            add(f"{recipe} / sum, all swept", interval(found.scores(ours), found.scores(swept)))
+            add(f"{recipe} / sum, weights 1, β₂ 0.999", interval(found.scores(ours), found.scores(unswept)))
+    return table(head, rows.values())
 
 
 def whitening_table(found: Found) -> str:

@@ -592,6 +592,13 @@ def test_gradient_norms_by_averaged_norms_step_by_step(average, period):
         torch.testing.assert_close(mix(method, rows), torch.tensor(norms.mean() / norms)[:, None] * rows)
 
 
+@pytest.mark.parametrize("of", ["weights", "norms"])
+def test_weights_by_gradient_norms_may_be_taken_to_a_power(of):
+    rows = conflicting(1, 4)
+    plain, powered = (GradientNorms(of=of, power=power).weights(rows @ rows.T, losses(4)) for power in (1.0, 1.5))
+    torch.testing.assert_close(powered, plain**1.5)
+
+
 def test_one_short_gradient_makes_its_weight_large_by_weights_and_not_by_norms():
     """Of ten alike and one of a thousandth."""
     rows = torch.eye(2, dtype=torch.float64)
@@ -930,6 +937,7 @@ def test_another_number_of_losses_is_refused(make):
         (lambda: DCGD(residual=True), TypeError, "`residual` must be the index or name of a loss.* it is True"),
         (lambda: GradientNorms(average=1.1), ValueError, "`average` must be between 0 and 1, but it is 1.1"),
         (lambda: GradientNorms(average=1.0, of="norms"), ValueError, "`average` must be"),
+        (lambda: GradientNorms(power=0), ValueError, "`power` must be above 0"),
         (lambda: GradientNorms(of="means"), ValueError, "`of` must be one of 'weights', 'norms'"),
         (lambda: GradientNorms(period=0), ValueError, "`period` must be 1 or more, but it is 0"),
         (lambda: GradientNorms(period=2.5), TypeError, "`period` must be a whole number, but it is float"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_beta, check_count, check_one_of, check_share
+from .._checks import check_beta, check_count, check_one_of, check_positive, check_share
 from .._transform import GramianTransform, Losses
 from .state import PerLoss
 
@@ -32,10 +32,12 @@ class GradientNorms(GramianTransform):
         period: The weights move at each loss's first gradient and at every `period`-th after it, and stay as they are
             in between. jaxpi has 1000.
         of: What is averaged: `"weights"`, or `"norms"`, by their squares.
+        power: Above 0. To what power each $\hat\lambda_i$ is taken: below 1 the gradients keep some of their difference
+            in length; above 1 the shorter ones weigh more.
 
     Raises:
         TypeError: If `period` is no whole number.
-        ValueError: If `average` or `of` is out of range, or `period` is below 1.
+        ValueError: If `average`, `of` or `power` is out of range, or `period` is below 1.
 
     Example:
         >>> GradientNorms(average=0.99, of="norms")
@@ -50,10 +52,11 @@ class GradientNorms(GramianTransform):
     scale_equivariant = True
     uses_values = False
 
-    def __init__(self, *, average: float = 0.9, period: int = 1, of: str = "weights") -> None:
+    def __init__(self, *, average: float = 0.9, period: int = 1, of: str = "weights", power: float = 1.0) -> None:
         self.of = check_one_of(of, "of", ("weights", "norms"))
         self.average = check_beta(average, "average") if of == "norms" else check_share(average, "average")
         self.period = check_count(period, "period")
+        self.power = check_positive(power, "power")
         self.averaged = PerLoss()
         self.calls = PerLoss(0.0)
 
@@ -64,7 +67,7 @@ class GradientNorms(GramianTransform):
         if self.of == "norms":
             return self._by_mean_norms(squares, torch.div(calls, self.period, rounding_mode="floor") + 1, due, losses)
         before, norms = self.averaged.of(losses).to(gramian), squares.sqrt()
-        now = norms.mean() / norms
+        now = (norms.mean() / norms) ** self.power
         moved = torch.where(before.isnan(), now, self.average * before + (1 - self.average) * now)
         weights = torch.where((before.isnan() | due) & now.isfinite(), moved, before)
         self.averaged.keep(losses, weights)
@@ -75,4 +78,4 @@ class GradientNorms(GramianTransform):
         moved = torch.where(due, self.average * before + (1 - self.average) * squares, before)
         self.averaged.keep(losses, moved)
         norms = (moved / (1 - self.average**moves)).sqrt()
-        return torch.where(norms > 0, norms.mean() / norms, 1.0)
+        return torch.where(norms > 0, (norms.mean() / norms) ** self.power, 1.0)
