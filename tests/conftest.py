@@ -13,6 +13,7 @@ settings.load_profile("mtopt")
 # Tests of several ranks, of a browser, and of what stands around the core: they need more packages, or more time.
 RANKS = {"cuda_ranks", "faults", "fsdp", "ranks", "resume"}
 AROUND = {
+    "batched",
     "benchmark_data",
     "command",
     "compare",
@@ -27,7 +28,9 @@ AROUND = {
     "examples",
     "monitor",
     "pictures",
+    "programs",
     "project",
+    "promise_benchmark",
     "scaling",
     "site",
     "survey",
