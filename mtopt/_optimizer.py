@@ -104,13 +104,14 @@ class MultiLossOptimizer(Optimizer):
         chunk_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        several = list(inner) if is_listed(inner) else [inner]
+        if any(isinstance(each, MultiLossOptimizer) for each in several):
+            raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         if is_listed(inner):
-            inner = Together(inner)
+            inner = Together(several)
         if not isinstance(inner, Optimizer):
             hint = " Make one first, e.g. torch.optim.AdamW(model.parameters())."
             raise TypeError(f"`inner` must be a torch.optim.Optimizer, but it is {type_of(inner)}.{hint}")
-        if isinstance(inner, MultiLossOptimizer):
-            raise TypeError("`inner` is a MultiLossOptimizer already. Give all transforms to one, as a list.")
         refuse_second_order(inner)
         self.inner = inner
         self.declared = check_declared(losses)

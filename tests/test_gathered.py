@@ -247,6 +247,18 @@ def test_explain_and_a_monitor_see_one_decision():
     assert "parameter (6, 4): losses a, b, c" in optimizer.explain()
 
 
+def test_a_copy_has_nothing_that_waits():
+    net = Net()
+    optimizer = optimizer_of(net)
+    optimizer.gather(net(0, ["a"]))
+    copied, copied_net = copy.deepcopy((optimizer, net))
+    copied.step(copied_net(1))
+    other = Net()
+    plain = optimizer_of(other)
+    plain.step(other(1))
+    same(copied_net, other)
+
+
 def test_what_cannot_be_gathered_is_refused_and_nothing_waits():
     net = Net()
     with pytest.raises(ValueError, match=r'`gather` keeps gradients of parameters, but .* at="activations"'):

@@ -189,6 +189,8 @@ def test_what_does_not_go_together_is_refused():
         mtopt.MultiLossOptimizer([first, net])
     with pytest.raises(TypeError, match=r"`inner\[0\]` is LBFGS, which evaluates the losses several times"):
         mtopt.MultiLossOptimizer([torch.optim.LBFGS(net.heads.parameters()), second])
+    with pytest.raises(TypeError, match="`inner` is a MultiLossOptimizer already"):
+        mtopt.MultiLossOptimizer([mtopt.MultiLossOptimizer(first), second])
     with pytest.raises(ValueError, match="`inner` is empty"):
         mtopt.MultiLossOptimizer([])
     with pytest.raises(TypeError, match=r'`metric="inner"` knows SGD'):

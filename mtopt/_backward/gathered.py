@@ -47,6 +47,14 @@ class Gathered:
         self.scale: float | None = None
         self.beside: dict[int, int] = {}  # from a parameter to one that stands in an operation with it, or to itself
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the rows: in a copy their parameters are others."""
+        return {"names": self.names, "n_losses": self.n_losses}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.clear()
+
     def __bool__(self) -> bool:
         return bool(self.rows)
 
