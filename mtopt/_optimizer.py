@@ -215,7 +215,7 @@ class MultiLossOptimizer(Optimizer):
         and `step`.
 
         Raises:
-            As `backward`.
+            RuntimeError: If nothing would be combined, as for `backward`. What was gathered is still there.
         """
         gathered: Gathered = self._memory["gathered"]
         if gathered:
