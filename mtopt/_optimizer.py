@@ -227,7 +227,11 @@ class MultiLossOptimizer(Optimizer):
         if self.pipeline.watch is not None:
             return False
         present, roots = read_losses(losses)
-        return add_up_again(present, roots, self._known(present, roots), self._parameters())
+        known = self._known(present, roots)
+        if known.explained is None or not known.suffices(self._parameters()):
+            return False
+        add_up_again(losses, present, roots)
+        return True
 
     def _combine(self, losses: LossesLike, *, retain_graph: bool) -> Explanation:
         ranks = ranks_of(self.process_group) if self.transforms else ALONE  # a plain sum needs no agreement

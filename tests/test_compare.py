@@ -614,7 +614,7 @@ def test_a_loss_that_is_no_scalar_is_refused():
     [
         (["GradDorp"], ValueError, r"'GradDorp', which is no method of mtopt. Did you mean 'GradDrop'"),
         (["graddrop", "MGDA"], ValueError, "Did you mean 'GradDrop"),
-        (["Monitor"], ValueError, "'Monitor', which is no method of mtopt. It has AlignedMTL, CAGrad, "),
+        (["Monitor"], ValueError, "'Monitor', which is no method of mtopt. It has AlignedMTL, Annealing, "),
         (["Transform"], ValueError, "'Transform', which is no method"),
         (["ConstantWeights"], ValueError, r"needs `weight`. Give it in a dict: {\"ConstantWeights\": mtopt.Constant"),
         ([], ValueError, r"`methods` is empty: name what to compare with the plain sum"),
@@ -685,7 +685,11 @@ def test_the_plain_sum_may_be_named_and_is_first():
         ({"at": {"X": "trunk"}}, ValueError, "`at` has 'X', which is none .* They are 'plain sum', 'GradDrop'"),
         ({"at": {"GradDrop": 3}}, TypeError, r"`at\['GradDrop'\]` is a int, but each run has a model of its own"),
         ({"at": {"GradDrop": "trunc"}}, ValueError, "the model has no 'trunc'. Did you mean 'trunk'"),
-        ({"at": lambda model: 3}, TypeError, "`at` must be .* a module or several modules, but it is int"),
+        (
+            {"at": lambda model: 3},
+            TypeError,
+            "`at` must be .* several modules, or parameters, but it is int",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(settings, error, message):

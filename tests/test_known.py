@@ -360,3 +360,17 @@ def test_a_top_in_which_numbers_decide_is_not_recalled():
     for shape, can in (("heads", True), ("penalty times a number", False), ("penalty times numbers", False)):
         graph, _ = recalled(net, shape, is_parameter)
         assert can_be_recalled(graph, is_parameter) == can
+
+
+@pytest.mark.parametrize("together", [list, torch.stack], ids=["a list", "a vector"])
+def test_a_plain_sum_that_is_known_is_one_backward_and_nothing_else(together, monkeypatch):
+    net = nn.Linear(3, 2)
+    optimizer = MultiLossOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), [])
+    for step in range(6):
+        if step == 4:
+            monkeypatch.setattr("mtopt._optimizer.Backward", None)  # there is no look at the graph
+        out = net(torch.randn(4, 3)).square().mean(0)
+        expected = torch.autograd.grad(out.sum(), net.weight, retain_graph=True)[0]
+        optimizer.zero_grad()
+        optimizer.backward(together([out[0], out[1]]))
+        torch.testing.assert_close(net.weight.grad, expected)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from .._graph.alive import graph_errors_explained
 from .._graph.supports import Edge
-from .._transform import Losses
+from .._transform import Losses, LossesLike
 from .backward import Backward, taken_back
 from .explanation import NEAR_PLAIN, Explanation
-from .known import Known
 
 
 def combine_plain(backward: Backward) -> Explanation:
@@ -30,12 +29,10 @@ def combine_plain(backward: Backward) -> Explanation:
     return backward.known.explained
 
 
-def add_up_again(losses: Losses, origins: Sequence[Edge], known: Known, parameters: Sequence[Tensor]) -> bool:
-    """The same for a sum without any transform, of a form that is known; False if more must be looked at first."""
-    scalars = losses.scalars or ()
-    together = not all(scalar.requires_grad for scalar in scalars)  # they are entries of one tensor
-    if together or known.explained is None or not known.suffices(parameters):
-        return False
+def add_up_again(losses: LossesLike, present: Losses, origins: Sequence[Edge]) -> None:
+    """The same for a sum without any transform, of a form of which enough is known."""
+    roots, starts = list(present.scalars or ()), None
+    if isinstance(losses, Tensor):
+        roots, starts = [losses], [torch.ones_like(losses)]
     with graph_errors_explained(), taken_back(origins):
-        torch.autograd.backward(scalars)
-    return True
+        torch.autograd.backward(roots, starts)

@@ -57,7 +57,10 @@ class GradientNorms(GramianTransform):
         self.average = check_beta(average, "average") if of == "norms" else check_share(average, "average")
         self.period = check_count(period, "period")
         self.power = check_positive(power, "power")
-        self.averaged = PerLoss()
+        if of == "norms":
+            self.squares = PerLoss()
+        else:
+            self.averaged = PerLoss()
         self.calls = PerLoss(0.0)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
@@ -74,8 +77,8 @@ class GradientNorms(GramianTransform):
         return weights.nan_to_num(1.0)
 
     def _by_mean_norms(self, squares: Tensor, moves: Tensor, due: Tensor, losses: Losses) -> Tensor:
-        before = self.averaged.of(losses).to(squares).nan_to_num(0.0)
+        before = self.squares.of(losses).to(squares).nan_to_num(0.0)
         moved = torch.where(due, self.average * before + (1 - self.average) * squares, before)
-        self.averaged.keep(losses, moved)
+        self.squares.keep(losses, moved)
         norms = (moved / (1 - self.average**moves)).sqrt()
         return torch.where(norms > 0, (norms.mean() / norms) ** self.power, 1.0)
