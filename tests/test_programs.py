@@ -230,6 +230,21 @@ def test_ppo_with_the_plain_sum_is_ppo():
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)  # the sum's weights multiply in another order
 
 
+def test_a_saved_agent_is_loaded_with_the_state_of_its_optimizer_and_transforms(tmp_path):
+    ex = example("stable_baselines3_ppo")
+    agent = ex.make_agent([mtopt.GradientNorms(), mtopt.PCGrad(seed=0)])
+    agent.learn(512)
+    agent.save(tmp_path / "agent")
+    loaded = ex.MultiLossPPO.load(tmp_path / "agent", device="cpu")
+    mine, theirs = agent.policy.optimizer, loaded.policy.optimizer
+    assert isinstance(theirs, mtopt.MultiLossOptimizer)
+    assert_same_parameters(agent.policy, loaded.policy)
+    states = [optimizer.state_dict() for optimizer in (mine, theirs)]
+    assert str(states[0]["mtopt"]) == str(states[1]["mtopt"])
+    for number, kept in states[0]["state"].items():
+        assert all(torch.equal(value, states[1]["state"][number][name]) for name, value in kept.items())
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_recommender_with_the_plain_sum_is_the_recommender(sparse):
     ex = example("torch_rechub_mmoe")

@@ -1,5 +1,6 @@
 """PPO of Stable-Baselines3: policy, value and entropy as three losses. Its `train` adds them up, so it is written anew,
-without its logs. Run it with
+without its logs. By default policy and value have networks of their own, as here, so that policy and entropy alone
+meet; with a features extractor that has parameters, all three do. Run it with
 
     python docs/examples/stable_baselines3_ppo.py
 """
@@ -22,10 +23,14 @@ import mtopt
 class MultiLossPPO(PPO):
     """As PPO without `clip_range_vf` and `target_kl`; `transforms` decide on the shared layers."""
 
-    def __init__(self, *arguments: Any, transforms: Any, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, transforms: Any = None, **settings: Any) -> None:
+        self.transforms = transforms  # which `save` keeps, too
         super().__init__(*arguments, **settings)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
         inner = self.policy.optimizer
-        self.policy.optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters")
+        self.policy.optimizer = mtopt.MultiLossOptimizer(inner, self.transforms, at="parameters")
 
     def train(self) -> None:
         self.policy.set_training_mode(True)
