@@ -58,7 +58,8 @@ class Losses:
     def at(self, positions: Sequence[int]) -> Losses:
         """The losses at some positions of this one."""
         scalars = None if self.scalars is None else tuple(self.scalars[p] for p in positions)
-        return replace(self, indices=tuple(self.indices[p] for p in positions), scalars=scalars)
+        sizes = None if self.sizes is None else self.sizes[list(positions)]
+        return replace(self, indices=tuple(self.indices[p] for p in positions), scalars=scalars, sizes=sizes)
 
     def only(self, indices: Sequence[int]) -> Losses:
         """The losses with some indices."""

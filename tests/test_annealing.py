@@ -119,6 +119,15 @@ def test_it_works_at_every_site_and_behind_other_methods(at):
     assert optimizer.transforms[0].averaged.numbers[1] > 1
 
 
+def test_another_method_may_be_around_it():
+    net, other = Net(), Net()
+    around = mtopt.CRMOGM(mtopt.Annealing(average=0.0), average=0.0)
+    optimizer_of(net, around).backward(net())
+    optimizer_of(other, mtopt.Annealing(average=0.0)).backward(other())
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(TypeError, match="`residual` must be the index or name"):
         mtopt.Annealing(residual=-1)

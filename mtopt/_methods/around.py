@@ -19,6 +19,10 @@ class Around(GramianTransform):
     def uses_values(self) -> bool:  # type: ignore[override]
         return self.method.uses_values
 
+    @property
+    def reads_sizes(self) -> bool:  # type: ignore[override]
+        return self.method.reads_sizes
+
     def check(self, losses: Losses) -> None:
         self.method.check(losses)
 
