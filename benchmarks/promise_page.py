@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from blocks_of_a_page import fill
 from markdown_tables import table
@@ -25,7 +25,8 @@ from promise import (
     scores_by_rate,
     ways,
 )
-from scipy import stats
+
+from mtopt._comparison.statistics import estimate
 
 Cell = tuple[str, str, float]  # problem, way, β₂
 AS_PEOPLE_RUN_IT, UNSWEPT = (f"{SUM}, weight 1", 0.999), f"{SUM}, weight 1"
@@ -37,8 +38,9 @@ class Found:
     def __init__(self, done: Done) -> None:
         self.done = done
         self.rates = best_rates(done)
-        self.tuned = {cell: min(by_rate.values()) for cell, by_rate in scores_by_rate(done).items()}
-        self.tried = {cell: len(by_rate) for cell, by_rate in scores_by_rate(done).items()}
+        by_rate = scores_by_rate(done)
+        self.tuned = {cell: min(scores.values()) for cell, scores in by_rate.items()}
+        self.tried = {cell: len(scores) for cell, scores in by_rate.items()}
 
     def scores(self, cell: Cell) -> list[float]:
         problem, way, beta = cell
@@ -141,10 +143,11 @@ def _error(found: Found, cell: Cell) -> str:
 
 def interval(scores: Sequence[float], others: Sequence[float]) -> str:
     """The ratio of two errors with its 95 % interval, by Student's t on the paired logarithms."""
-    differences = [one - other for one, other in zip(scores, others, strict=True)]
-    mean, spread = fmean(differences), stdev(differences) / math.sqrt(len(differences))
-    margin = spread * float(stats.t.ppf(0.975, len(differences) - 1))
-    return f"{10**mean:.2f} ({10 ** (mean - margin):.2f} to {10 ** (mean + margin):.2f})"
+    found = estimate([one - other for one, other in zip(scores, others, strict=True)])
+    assert found is not None
+    assert found.half is not None  # there are several seeds
+    low, high = found.mean - found.half, found.mean + found.half
+    return f"{10**found.mean:.2f} ({10**low:.2f} to {10**high:.2f})"
 
 
 def _geometric(ratios: Iterable[float]) -> float:

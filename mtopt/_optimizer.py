@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._backward.agreement import Agreement, refuse_nan
-from ._backward.at import check_at, combine_at, in_words, takes_parameters
+from ._backward.at import check_at, combine_at, in_words, of_parameters, takes_parameters
 from ._backward.backward import Backward
 from ._backward.closure import evaluation
 from ._backward.explanation import Explanation, transforms_explained
@@ -44,7 +44,7 @@ from ._graph.losses import (
 from ._graph.supports import Edge
 from ._methods.graddrop import GradDrop
 from ._ranks import ALONE, ranks_of
-from ._together import Together
+from ._together import Together, parameters_of
 from ._torch import not_compiled
 from ._transform import Losses, LossesLike, Transform
 
@@ -120,7 +120,7 @@ class MultiLossOptimizer(Optimizer):
         self.metric = metric
         metric_of(inner, metric)
         at_parameters = takes_parameters(self.at)
-        some = at_parameters and not isinstance(self.at, str)
+        some = of_parameters(self.at) is not None
         check_histories(self.pipeline, inner, metric, at_parameters=at_parameters, some=some)
         self.process_group = process_group
         # All that changes from step to step is inside objects that are never rebound: trainers run these methods on
@@ -324,7 +324,7 @@ class MultiLossOptimizer(Optimizer):
         return self.inner.step(evaluation(closure, self.backward, self.pipeline, self.inner, told, tell, self.declared))
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        return parameters_of(self.inner)
 
     def _tell_unless_handed(self, text: str) -> None:
         if self.transforms and not torch.compiler.is_compiling():

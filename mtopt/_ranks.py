@@ -30,20 +30,16 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, the same on each to the last bit."""
-        if self.size == 1:
-            return tensor
-        total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with lost_rank_explained():
-            dist.all_reduce(total, group=self.group)
-        return total
+        return self._reduced(tensor, dist.ReduceOp.SUM) if self.size > 1 else tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
         """The largest of each number over all ranks."""
-        if self.size == 1:
-            return tensor
+        return self._reduced(tensor, dist.ReduceOp.MAX) if self.size > 1 else tensor
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         with lost_rank_explained():
-            dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self.group)
+            dist.all_reduce(total, op=operation, group=self.group)
         return total
 
     def mean(self, values: Tensor, indices: Sequence[int], n: int) -> Tensor:

@@ -38,7 +38,7 @@ class Together(Optimizer):
                     f"`inner[{i}]` is {type(optimizer).__name__}, which evaluates the losses several times in a step, "
                     f"so that it cannot step together with others. Give it as the only inner optimizer."
                 )
-            for parameter in _parameters(optimizer):
+            for parameter in parameters_of(optimizer):
                 if owner.setdefault(id(parameter), i) != i:
                     raise ValueError(
                         f"`inner[{i}]` has a parameter of shape {tuple(parameter.shape)} that "
@@ -108,5 +108,5 @@ class Together(Optimizer):
         return f"[{', '.join(type(optimizer).__name__ for optimizer in self.optimizers)}]"
 
 
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -95,13 +95,39 @@ class Physics(Problem):
         return {"solution": error.clamp_min(LEAST).log10().item()}
 
 
-class Helmholtz(Physics):
-    about = "Helmholtz' equation on a square, with the solution sin(πx) sin(πy): residual and boundary."
-    tasks = ("residual", "boundary")
-    steps = 1500
+class OnSquare(Physics):
+    """The square of -1 to 1 in both dims: points inside, and on its four edges."""
 
     def points(self, random: torch.Generator, n: int) -> Tensor:
         return 2 * torch.rand(n, 2, generator=random) - 1
+
+    def batch(self, random: torch.Generator) -> Batch:
+        edge = self.points(random, 64)
+        edge[torch.arange(64), torch.arange(64) % 2] = (torch.arange(64) // 2 % 2 * 2 - 1).float()
+        return self.points(random, 128), edge
+
+
+class InTime(Physics):
+    """One dimension of space, and time from 0 to 1: what is known at the start and at both ends."""
+
+    low: float
+    length: float
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        """x from `low` on, t in [0, 1]."""
+        return torch.rand(n, 2, generator=random) * torch.tensor([self.length, 1.0]) + torch.tensor([self.low, 0.0])
+
+    def batch(self, random: torch.Generator) -> Batch:
+        start, edge = self.points(random, 64), self.points(random, 64)
+        start[:, 1] = 0
+        edge[:, 0] = self.low + (torch.arange(64) % 2) * self.length
+        return self.points(random, 128), start, edge
+
+
+class Helmholtz(OnSquare):
+    about = "Helmholtz' equation on a square, with the solution sin(πx) sin(πy): residual and boundary."
+    tasks = ("residual", "boundary")
+    steps = 1500
 
     def solution(self, points: Tensor) -> Tensor:
         x, y = (math.pi * points).unbind(1)
@@ -110,11 +136,6 @@ class Helmholtz(Physics):
     def source(self, points: Tensor) -> Tensor:
         """f of Δu + u = f."""
         return (1 - 2 * math.pi**2) * self.solution(points)
-
-    def batch(self, random: torch.Generator) -> Batch:
-        edge = self.points(random, 64)
-        edge[torch.arange(64), torch.arange(64) % 2] = (torch.arange(64) // 2 % 2 * 2 - 1).float()
-        return self.points(random, 128), edge
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Field)
@@ -134,15 +155,12 @@ class QuickHelmholtz(Helmholtz):
     n_test = 200
 
 
-class Burgers(Physics):
+class Burgers(InTime):
     about = "Burgers' equation in one dimension, viscosity 0.1/π: residual, initial state and boundary."
     tasks = ("residual", "initial", "boundary")
     steps = 700
+    low, length = -1.0, 2.0
     viscosity = 0.1 / math.pi
-
-    def points(self, random: torch.Generator, n: int) -> Tensor:
-        """x in [-1, 1], t in [0, 1]."""
-        return torch.rand(n, 2, generator=random) * torch.tensor([2.0, 1.0]) - torch.tensor([1.0, 0.0])
 
     def solution(self, points: Tensor) -> Tensor:
         """Of u_t + u u_x = ν u_xx from u = -sin(πx), by the Cole-Hopf transform and Gauss-Hermite quadrature."""
@@ -151,12 +169,6 @@ class Burgers(Physics):
         y = math.pi * (x[:, None] - (4 * self.viscosity * t).sqrt()[:, None] * nodes)
         mass = weights * (-y.cos() / (2 * math.pi * self.viscosity)).exp()
         return (-(mass * y.sin()).sum(1) / mass.sum(1)).float()
-
-    def batch(self, random: torch.Generator) -> Batch:
-        start, edge = self.points(random, 64), self.points(random, 64)
-        start[:, 1] = 0
-        edge[:, 0] = (torch.arange(64) % 2 * 2 - 1).float()
-        return self.points(random, 128), start, edge
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Field)
@@ -171,15 +183,12 @@ class Burgers(Physics):
         }
 
 
-class Poisson(Physics):
+class Poisson(OnSquare):
     about = "Poisson's equation on a square, with a sharp source: residual and boundary."
     tasks = ("residual", "boundary")
     steps = 1500
     center = (0.3, -0.2)
     sharpness = 25.0
-
-    def points(self, random: torch.Generator, n: int) -> Tensor:
-        return 2 * torch.rand(n, 2, generator=random) - 1
 
     def solution(self, points: Tensor) -> Tensor:
         return (-self.sharpness * (points - torch.tensor(self.center).to(points)).square().sum(1)).exp()
@@ -189,11 +198,6 @@ class Poisson(Physics):
         a, square = self.sharpness, (points - torch.tensor(self.center).to(points)).square().sum(1)
         return (4 * a**2 * square - 4 * a) * self.solution(points)
 
-    def batch(self, random: torch.Generator) -> Batch:
-        edge = self.points(random, 64)
-        edge[torch.arange(64), torch.arange(64) % 2] = (torch.arange(64) // 2 % 2 * 2 - 1).float()
-        return self.points(random, 128), edge
-
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Field)
         inner, edge = batch
@@ -202,27 +206,11 @@ class Poisson(Physics):
         return {"residual": residual.square().mean(), "boundary": boundary.square().mean()}
 
 
-class InTime(Physics):
-    """One dimension of space, and time from 0 to 1: what is known at the start and at both ends."""
-
-    steps = 1500
-    length: float
-
-    def points(self, random: torch.Generator, n: int) -> Tensor:
-        """x in [0, length], t in [0, 1]."""
-        return torch.rand(n, 2, generator=random) * torch.tensor([self.length, 1.0])
-
-    def batch(self, random: torch.Generator) -> Batch:
-        start, edge = self.points(random, 64), self.points(random, 64)
-        start[:, 1] = 0
-        edge[:, 0] = (torch.arange(64) % 2) * self.length
-        return self.points(random, 128), start, edge
-
-
 class Heat(InTime):
     about = "The heat equation in one dimension, two modes that fade: residual, initial state and boundary."
     tasks = ("residual", "initial", "boundary")
-    length = 1.0
+    steps = 1500
+    low, length = 0.0, 1.0
     diffusivity = 0.05
 
     def solution(self, points: Tensor) -> Tensor:
@@ -245,7 +233,8 @@ class Heat(InTime):
 class Wave(InTime):
     about = "The wave equation in one dimension, two modes: residual, initial state and velocity, boundary."
     tasks = ("residual", "initial", "velocity", "boundary")
-    length = 1.0
+    steps = 1500
+    low, length = 0.0, 1.0
     speed = 2.0
 
     def solution(self, points: Tensor) -> Tensor:
@@ -269,7 +258,8 @@ class Wave(InTime):
 class Convection(InTime):
     about = "A wave that is carried along, speed 30, on a circle: residual, initial state and the ends alike."
     tasks = ("residual", "initial", "periodic")
-    length = 2 * math.pi
+    steps = 1500
+    low, length = 0.0, 2 * math.pi
     speed = 30.0
 
     def solution(self, points: Tensor) -> Tensor:

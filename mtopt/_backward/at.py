@@ -34,12 +34,12 @@ def combine_at(at: At, backward: Backward) -> Explanation:
 
 def of_parameters(at: At) -> list[Tensor] | None:
     """The parameters that were chosen, if some were."""
-    return [each for each in at if isinstance(each, Tensor)] or None
+    return None if isinstance(at, str) else [each for each in at if isinstance(each, Tensor)] or None
 
 
 def takes_parameters(at: At) -> bool:
     """Whether rows are taken at parameters."""
-    return at in ("parameters", "all parameters") if isinstance(at, str) else of_parameters(at) is not None
+    return of_parameters(at) is not None or at in ("parameters", "all parameters")
 
 
 def in_words(at: At) -> str:

@@ -45,9 +45,7 @@ def evaluation(
             tell_unless_handed(CLOSURE_OF_ITS_OWN)
         if told.handed:
             _tell_line_search(pipeline, inner, told)
-        if own:
-            return value
-        return sum(weights[i].to(loss) * loss if i in weights else loss for i, loss in _present(value))
+        return value if own else sum(weights[i].to(x) * x if i in weights else x for i, x in _present(value))
 
     return evaluate
 

@@ -21,6 +21,7 @@ from .._graph.rows import check_rows_below, rows_below
 from .._graph.sites import in_one_operation
 from .._torch import REENTRANT_CHECKPOINT, variable_of, wrappers_silent
 from .._transform import LossesLike
+from .parameters import accumulate
 from .refusals import hides_who_reaches_what
 from .shards import shards_of
 from .taken_rows import numbers_of
@@ -112,7 +113,10 @@ class Gathered:
             self._add(key, [(target, row) for target, row in rows if id(target) in known])
             value = (present.scalars or ())[position].detach().reshape(())
             self.values[key] = self.values[key] + value if key in self.values else value
-            _add_to_grad((target, row) for target, row in rows if id(target) not in known)
+            with torch.no_grad():  # what is no parameter of the optimizer gets the plain sum, at once
+                for target, row in rows:
+                    if id(target) not in known:
+                        accumulate(target, row, own=False)
         for together in in_one_operation(graph, lambda leaf: id(variable_of(leaf)) in known):
             first, *others = (id(variable_of(leaf)) for leaf in together)
             for other in others:
@@ -166,9 +170,3 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, start: Tensor) -> tuple[Tensor | None, ...]:
         return None, *(row * start.to(row) for row in ctx.rows)
-
-
-def _add_to_grad(rows: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """What is no parameter of the optimizer gets the plain sum, at once."""
-    for target, row in rows:
-        target.grad = row.detach().clone() if target.grad is None else target.grad + row

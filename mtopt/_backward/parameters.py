@@ -116,10 +116,9 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
     stream = _without_zeros(rows) if rows.opaque else rows.stream
     stream = stream if harm is None else harm.followed(stream)
     stream = stream if remembered is None else remembered.rows(stream)
-    shared = [i for i, owners in enumerate(rows.owners) if len(owners) > 1 and rows.counts(i)]
+    enough = [1 if alone else 2 for alone in rows.alone or [False] * len(rows.owners)]
+    shared = [i for i, owners in enumerate(rows.owners) if len(owners) >= enough[i] and rows.counts(i)]
     if any(rows.alone):
-        least = [0 if alone else 1 for alone in rows.alone]
-        shared = [i for i, owners in enumerate(rows.owners) if len(owners) > least[i] and rows.counts(i)]
         rows.sites = [replace(site, counts_alone=counts) for site, counts in zip(rows.sites, rows.alone, strict=True)]
     if not backward.pipeline.gradient_transforms:
         shared = []  # rows are added up

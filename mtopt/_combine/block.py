@@ -203,10 +203,7 @@ def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:
         return _sum_of_products(blocks, here)[1], here
     n = next(iter(blocks)).site.losses.n_losses
     total = torch.zeros(n + 1, n, dtype=torch.float64)  # and how often each loss is present
-    by_ranks: dict[tuple[Ranks, bool], list[Block]] = {}
-    for block in blocks:
-        by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
-    for (ranks, examples), together in by_ranks.items():
+    for (ranks, examples), together in _by_ranks(blocks).items():
         products, _ = _sum_of_products(together, range(n))
         present = products.new_zeros(1, n)
         for index in _losses_of(together):
@@ -218,15 +215,20 @@ def _products(blocks: Collection[Block]) -> tuple[Tensor, list[int]]:
     return total[anywhere][:, anywhere], anywhere
 
 
+def _by_ranks(blocks: Collection[Block]) -> dict[tuple[Ranks, bool], list[Block]]:
+    """The blocks whose numbers the same ranks hold, and whether these have other examples, rather than shards."""
+    found: dict[tuple[Ranks, bool], list[Block]] = {}
+    for block in blocks:
+        found.setdefault((block.site.ranks, block.site.part is None), []).append(block)
+    return found
+
+
 def _sizes(blocks: Collection[Block]) -> Tensor:
     """The largest and the mean absolute value of each loss's row, over all blocks and ranks, shape `(n_losses, 2)`."""
     n = next(iter(blocks)).site.losses.n_losses
     largest = torch.zeros(n, dtype=torch.float64)
     sums = torch.zeros(n, 2, dtype=torch.float64)  # of absolute values, and how many they are
-    by_ranks: dict[tuple[Ranks, bool], list[Block]] = {}
-    for block in blocks:
-        by_ranks.setdefault((block.site.ranks, block.site.part is None), []).append(block)
-    for (ranks, examples), together in by_ranks.items():
+    for (ranks, examples), together in _by_ranks(blocks).items():
         device = together[0].rows[0].device
         here, added = torch.zeros(n, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
         for block in together:
