@@ -1,8 +1,8 @@
 """A training loop of Hugging Face Accelerate, with mixed precision, gradient accumulation and clipping.
 
 `accelerator.backward` takes one loss. `backward` below does the same for several: it divides them by the number of
-micro-batches, scales them, and gives them to mtopt. All else is Accelerate's own. Give no losses to `optimizer.step`:
-Accelerate leaves it out between two updates, and the losses with it. Run it with
+micro-batches, scales them, and gives them to mtopt. Everything else is Accelerate's own. Give no losses to
+`optimizer.step`: between two updates Accelerate skips that call, and the losses would be lost. Run it with
 
     torchrun --nproc-per-node 2 docs/examples/accelerate_loop.py
 """
@@ -24,7 +24,7 @@ import mtopt
 
 
 class Net(nn.Module):
-    """A trunk with two heads, which gives their losses."""
+    """A trunk with two heads; it returns their losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def backward(accelerator: Accelerator, optimizer: Any, losses: Sequence[Tensor]) -> None:
-    """What `accelerator.backward(loss)` does, for several losses."""
+    """Do what `accelerator.backward(loss)` does, for several losses."""
     losses = [loss / accelerator.gradient_accumulation_steps for loss in losses]
     if accelerator.scaler is not None:
         losses = accelerator.scaler.scale(losses)

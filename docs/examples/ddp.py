@@ -1,7 +1,7 @@
-"""DistributedDataParallel, as it is: only the optimizer changes.
+"""DistributedDataParallel, unchanged: only the optimizer is another.
 
-Each rank combines the gradients of its own examples where the losses meet; the rest of the backward averages over the
-ranks, as always with DDP, so that all of them hold the same parameters. Run it with
+Each rank combines the gradients of its own examples where the losses meet. The rest of the backward pass averages over
+the ranks, as always with DDP, so all of them keep the same parameters. Run it with
 
     torchrun --nproc-per-node 2 docs/examples/ddp.py
 """
@@ -22,7 +22,7 @@ import mtopt
 
 
 class Net(nn.Module):
-    """A trunk with two heads, which gives their losses."""
+    """A trunk with two heads; it returns their losses."""
 
     def __init__(self) -> None:
         super().__init__()

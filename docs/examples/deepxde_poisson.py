@@ -1,4 +1,4 @@
-"""DeepXDE (PyTorch backend): the training step of a compiled model, with the losses instead of their sum.
+"""DeepXDE (PyTorch backend): a compiled model whose training step takes the losses instead of their sum.
 
 Run it with
 
@@ -21,7 +21,7 @@ import mtopt
 
 
 def use(model: dde.Model, optimizer: mtopt.MultiLossOptimizer) -> None:
-    """Let a compiled model train with this optimizer."""
+    """Make a compiled model train with this optimizer."""
 
     def train_step(inputs: Any, targets: Any, auxiliary: Any) -> None:
         optimizer.zero_grad()

@@ -1,5 +1,5 @@
-"""A detector of Transformers (YOLOS, with DETR's losses): the entries of its `loss_dict`, weighted as it weights them,
-in place of their sum. Run it with
+"""A detector from Transformers (YOLOS, with DETR's losses): mtopt gets the entries of its `loss_dict`, with the
+detector's own weights, in place of their sum. Run it with
 
     python docs/examples/detection_losses.py
 """
@@ -22,14 +22,14 @@ def make_detector() -> YolosForObjectDetection:
 
 
 def weighted(detector: YolosForObjectDetection, output: Any) -> dict[str, Tensor]:
-    """The losses that its `loss` is the sum of; others, such as the number of boxes, are there to be read."""
+    """The losses that add up to the model's `loss`. The dict also has numbers for reading, such as how many boxes."""
     config = detector.config
     weights = {"loss_ce": 1, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
     return {name: weight * output.loss_dict[name] for name, weight in weights.items()}
 
 
 def make_batch(n: int = 16) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Pictures of one bright or dark box on grey, and where it is."""
+    """Pictures of one bright or dark box on grey, with its place."""
     center, size = 0.3 + 0.4 * torch.rand(n, 2), 0.2 + 0.2 * torch.rand(n, 2)
     kinds = torch.randint(2, (n,))
     grid = (torch.arange(32) + 0.5) / 32

@@ -1,7 +1,7 @@
-"""FSDP2, as it is: the losses meet at a MultiLossLayer in the model, and the training loop stays the usual one.
+"""FSDP2, unchanged: the losses meet at a MultiLossLayer in the model, and the training loop stays the usual one.
 
-Every rank holds a part of each parameter. The layer combines the gradients of the rank's own examples, so that no
-optimizer and no loop has to know of it: `sum(losses).backward()` will do. Run it with
+Every rank holds a part of each parameter. The layer combines the gradients of the rank's own examples. The optimizer
+and the loop need not know about it: `sum(losses).backward()` is enough. Run it with
 
     torchrun --nproc-per-node 2 docs/examples/fsdp2.py
 """
@@ -23,7 +23,7 @@ import mtopt
 
 
 class Net(nn.Module):
-    """A trunk with two heads, which gives their losses."""
+    """A trunk with two heads; it returns their losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def make_data(rank: int) -> list[Tensor]:
-    """Data of this rank's own."""
+    """This rank's own data."""
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(rank))
     return [x, x[:, :3].argmax(1), x[:, 1] - x[:, 2] * x[:, 3]]
 

@@ -1,8 +1,8 @@
-"""A Trainer of Hugging Face Transformers with two losses: a subclass of two methods.
+"""The Trainer of Hugging Face Transformers with two losses: a subclass with two methods.
 
-`create_optimizer` wraps the optimizer that the TrainingArguments ask for. `training_step` gives the losses to it, where
-Trainer would call `accelerator.backward(loss)`. Scheduler, accumulation, clipping, logs and checkpoints stay Trainer's:
-the last lines resume a run in the middle and find the same parameters again. Run it with
+`create_optimizer` wraps the optimizer that the TrainingArguments ask for. `training_step` gives it the losses, where
+Trainer would call `accelerator.backward(loss)`. The scheduler, accumulation, clipping, logs and checkpoints stay
+Trainer's: the last lines resume a run in the middle and end with the same parameters. Run it with
 
     python docs/examples/hugging_face_trainer.py
 """

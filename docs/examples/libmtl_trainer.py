@@ -1,5 +1,5 @@
-"""A trainer as LibMTL's, whose method is mixed into the model and does the backward: that becomes the optimizer's, and
-the trainer stays. Run it with
+"""A trainer in the style of LibMTL, where a method mixed into the model does the backward pass. Here the optimizer does
+it, and the trainer stays as it is. Run it with
 
     python docs/examples/libmtl_trainer.py
 """
@@ -28,12 +28,12 @@ class Model(nn.Module):
         return {task: decoder(features) for task, decoder in self.decoders.items()}
 
     def backward(self, losses: Tensor) -> None:
-        """What a weighting of LibMTL overrides; this one is its `EW`."""
+        """What a weighting of LibMTL overrides. This one is `EW`, equal weights."""
         torch.autograd.backward(losses.sum())
 
 
 class Trainer:
-    """Its loop: losses in one tensor, `zero_grad`, the model's `backward`, `step`."""
+    """LibMTL's loop: losses in one tensor, `zero_grad`, the model's `backward`, `step`."""
 
     def __init__(self, model: Model, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -48,7 +48,7 @@ class Trainer:
 
 
 def use(trainer: Trainer, optimizer: mtopt.MultiLossOptimizer) -> None:
-    """Let a trainer that is ready train with this optimizer."""
+    """Make an existing trainer train with this optimizer."""
     trainer.optimizer = optimizer
     trainer.model.backward = optimizer.backward  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Lightning with automatic optimization: `training_step` returns a scalar that knows its losses, and that is all.
+"""Lightning with automatic optimization: `training_step` returns a scalar that knows its losses. Nothing else changes.
 
 Accumulation, clipping, mixed precision and checkpoints stay Lightning's. Run it with
 

@@ -1,7 +1,7 @@
 """Lightning with manual optimization: two processes, mixed precision and a scheduler, all as Lightning does them.
 
 `manual_backward` prepares DDP and the precision plugin, then calls the module's hook `backward`, where the losses go to
-mtopt. Do not go around it: the ranks would not average their first gradients, and drift apart. Run it with
+mtopt. Do not bypass it: the ranks would not average their first gradients, and would drift apart. Run it with
 
     python docs/examples/lightning_module.py
 """
@@ -21,7 +21,7 @@ import mtopt
 
 
 class Net(L.LightningModule):
-    """A trunk with two heads, which gives their losses."""
+    """A trunk with two heads; it returns their losses."""
 
     def __init__(self, epochs: int) -> None:
         super().__init__()

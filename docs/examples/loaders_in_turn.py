@@ -1,4 +1,4 @@
-"""Two loaders in turn, one loss each: their gradients are gathered, and one decision is made for both.
+"""Two loaders in turn, with one loss each: mtopt gathers the gradients and makes one decision for both.
 
 Run it with
 
@@ -16,7 +16,7 @@ import mtopt
 
 
 def make_loader(seed: int, *, of_kinds: bool) -> DataLoader[tuple[torch.Tensor, ...]]:
-    """Images of one data set with kinds, those of another with depths."""
+    """One data set has images with kinds, the other has images with depths."""
     x = torch.randn(512, 8, generator=torch.Generator().manual_seed(seed))
     y = x[:, :3].argmax(1) if of_kinds else x[:, 1:2] - x[:, 2:3]
     return DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)

@@ -1,5 +1,5 @@
-"""LoRA of peft with distillation: cross-entropy on the labels, and the teacher's distribution; nobody trains but the
-adapters and the head. Run it with
+"""LoRA of peft with distillation: one cross-entropy is on the labels, the other on the teacher's distribution. Only the
+adapters and the head train. Run it with
 
     python docs/examples/lora_distillation.py
 """

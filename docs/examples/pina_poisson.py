@@ -1,4 +1,4 @@
-"""PINA: its weighting hands the losses over, where it would add them up; Lightning trains as ever.
+"""PINA: a weighting hands the losses to mtopt instead of adding them up. Lightning trains as before.
 
 Run it with
 
@@ -27,7 +27,7 @@ import mtopt
 
 
 class Adam(mtopt.MultiLossOptimizer):
-    """PINA makes the optimizer itself, from a class."""
+    """A class, since PINA makes the optimizer itself."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(torch.optim.Adam(parameters, lr=lr), mtopt.ConFIG(), at="parameters")
@@ -58,7 +58,7 @@ class Poisson(SpatialProblem):
 
 
 class HandOver(BaseWeighting):
-    """Has the losses, weighted by 1, in one tensor."""
+    """Gets the losses in one tensor, each with weight 1, and returns their total."""
 
     def __init__(self) -> None:
         super().__init__(aggregator=self.total)

@@ -1,9 +1,10 @@
-"""Kill it at any moment: started again, it goes on from its last checkpoint, bit for bit.
+"""A run that may be killed at any moment: started again, it continues from its last checkpoint, bit for bit.
 
     python docs/examples/resume.py runs/resume
 
-`checkpoint.pt` there holds all that moves while the model trains: the parameters, the optimizer (Adam's moments, and
-GradDrop's random numbers), the scheduler, and what draws the batches. `curve.txt` gets the losses of each step.
+In that folder, `checkpoint.pt` holds everything that changes during training: the parameters, the optimizer (Adam's
+moments and GradDrop's random state), the scheduler, and the generator that draws the batches. `curve.txt` gets each
+step's losses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ N_STEPS, SAVE_EVERY = 40, 10
 
 
 class Net(nn.Module):
-    """A trunk with two heads, which gives their losses."""
+    """A trunk with two heads; it returns their losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class Net(nn.Module):
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Replace the file in one go: whenever the process dies, a whole checkpoint is there, the old or the new one."""
+    """Replace the file in one go: whenever the process dies, the old checkpoint or the new one is there, complete."""
     unfinished = path.with_suffix(".unfinished")
     torch.save(state, unfinished)
     os.replace(unfinished, path)

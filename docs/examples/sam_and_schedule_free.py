@@ -1,5 +1,5 @@
-"""SAM and Schedule-Free of pytorch_optimizer as the inner optimizer: SAM evaluates the losses twice in a step, so it is
-given a closure; Schedule-Free is told when training and evaluation begin. Run it with
+"""SAM and Schedule-Free of pytorch_optimizer as the inner optimizer. SAM evaluates the losses twice in a step, so it
+gets a closure. Schedule-Free must be told when training and evaluation begin. Run it with
 
     python docs/examples/sam_and_schedule_free.py
 """
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def train_with_sam(net: Net, batches: Tensor) -> None:
-    """The first gradient leads up the slope, the second one is the step's: both are combined, by the same decision."""
+    """The first gradient climbs the slope, the second is that of the step. One decision combines both."""
     inner = SAM(net.parameters(), base_optimizer=torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
     optimizer = mtopt.MultiLossOptimizer(inner, mtopt.GradDrop(seed=0))
     for batch in batches:

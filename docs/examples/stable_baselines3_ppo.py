@@ -1,6 +1,6 @@
-"""PPO of Stable-Baselines3: policy, value and entropy as three losses. Its `train` adds them up, so it is written anew,
-without its logs. By default policy and value have networks of their own, as here, so that policy and entropy alone
-meet; with a features extractor that has parameters, all three do. Run it with
+"""PPO of Stable-Baselines3, with policy, value and entropy as three losses. Its own `train` adds them up, so this file
+rewrites it, without the logs. By default, as here, policy and value have separate networks, so only policy and entropy
+meet. With a features extractor that has parameters, all three do. Run it with
 
     python docs/examples/stable_baselines3_ppo.py
 """
@@ -21,7 +21,7 @@ import mtopt
 
 
 class MultiLossPPO(PPO):
-    """As PPO without `clip_range_vf` and `target_kl`; `transforms` decide on the shared layers."""
+    """PPO without `clip_range_vf` and `target_kl`. `transforms` combine the gradients of the shared layers."""
 
     def __init__(self, *arguments: Any, transforms: Any = None, **settings: Any) -> None:
         self.transforms = transforms  # which `save` keeps, too

@@ -1,4 +1,4 @@
-"""A recommender of torch-rechub, MMOE: with sparse tables rows are combined at the dense parameters alone.
+"""MMOE, a recommender of torch-rechub: with sparse tables, gradients are combined at the dense parameters only.
 
 Run it with
 
@@ -20,7 +20,7 @@ import mtopt
 
 
 class MultiLossTrainer(MTLTrainer):
-    """Wraps the trainer's optimizer, and gives it the losses where the trainer takes their mean."""
+    """Wraps the trainer's optimizer, and gives it the losses where the trainer would take their mean."""
 
     def __init__(self, model: nn.Module, task_types: list[str], transforms: Any, at: Any, **settings: Any) -> None:
         super().__init__(model, task_types, **settings)
@@ -39,7 +39,7 @@ class MultiLossTrainer(MTLTrainer):
 
 
 class Clicks(Dataset[Any]):
-    """Users with an age, items, whether one is clicked and whether it is bought."""
+    """Users with an age, and items; whether an item is clicked, and whether it is bought."""
 
     def __init__(self, n: int = 2000) -> None:
         random = torch.Generator().manual_seed(0)
