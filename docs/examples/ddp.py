@@ -1,4 +1,4 @@
-"""DistributedDataParallel, unchanged: only the optimizer is another.
+"""DistributedDataParallel, used as always: only the optimizer changes.
 
 Each rank combines the gradients of its own examples where the losses meet. The rest of the backward pass averages over
 the ranks, as always with DDP, so all of them keep the same parameters. Run it with

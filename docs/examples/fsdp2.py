@@ -1,4 +1,4 @@
-"""FSDP2, unchanged: the losses meet at a MultiLossLayer in the model, and the training loop stays the usual one.
+"""FSDP2, used as always: the losses meet at a MultiLossLayer in the model, and the training loop stays the usual one.
 
 Every rank holds a part of each parameter. The layer combines the gradients of the rank's own examples. The optimizer
 and the loop need not know about it: `sum(losses).backward()` is enough. Run it with
