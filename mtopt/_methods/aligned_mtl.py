@@ -11,19 +11,19 @@ from .settings import Setting, by_loss, check_setting
 
 
 class AlignedMTL(GramianTransform):
-    r"""Independent component alignment: the gradients' principal components are made equally long.
+    r"""Independent component alignment: make the gradients' principal components equally long.
 
     With $G = V \Lambda V^T$ and $\sigma$ the `scale` of the $\sqrt{\lambda_i}$ that are not 0, the new rows are
 
     $$\tilde g = \sigma V \Lambda^{-1/2} V^T g$$
 
-    which are orthogonal, of length $\sigma$, and as near to the old ones as such rows can be. They stay apart, so that
-    another transform may follow, and are summed in the end.
+    They are orthogonal and of length $\sigma$, and of all such rows the nearest to the old ones. They stay separate, so
+    that another transform may follow, and are summed at the end.
 
     Args:
         scale: `"min"`, the smallest singular value; `"median"` of them; `"rmse"`, the root of the mean eigenvalue.
-        preference: What a new row is multiplied by, 0 or more: one number, one per loss, or a dict by loss name (1 for
-            those not named).
+        preference: Factor of each new row, 0 or more: one number, one per loss, or a dict by loss name (1 for those not
+            named).
 
     Raises:
         TypeError: If a `preference` is not a number.
@@ -35,7 +35,7 @@ class AlignedMTL(GramianTransform):
 
     Source:
         Algorithm 1 of Senushkin et al. 2023, [arXiv:2305.19000](https://arxiv.org/abs/2305.19000);
-        `"median"` and `"rmse"` are those of the official code.
+        `"median"` and `"rmse"` come from the official code.
     """
 
     scale_equivariant = True

@@ -1,4 +1,4 @@
-"""Learning-rate annealing: weights from the largest gradient of the residual and the mean ones of the other losses."""
+"""Learning-rate annealing: weights from the residual's largest gradient and the other losses' mean gradients."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from .state import PerLoss
 
 
 class Annealing(GramianTransform):
-    r"""Learning-rate annealing of physics-informed networks: the residual weighs 1, every other loss its share of it.
+    r"""Learning-rate annealing of physics-informed networks: every other loss is brought up to the residual.
 
     $$\hat\lambda_i = \frac{\max |g_r|}{\text{mean} |g_i|}, \qquad
     \lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
 
-    where $g_r$ is the gradient of the residual, and $\lambda_i$ begins with 1. Largest and mean are over all numbers of
-    a row, at all shared parameters or activations together. A gradient that is 0 leaves its weight as it is.
+    where $g_r$ is the gradient of the residual, whose own weight is 1. Each $\lambda_i$ starts at 1. The maximum and
+    the mean run over all numbers of a row, at all shared parameters or activations together. A gradient of 0 leaves its
+    weight unchanged.
 
     Args:
-        residual: Which loss is the residual, by index or name; or a list, of which the largest gradient counts.
-        average: Share $\alpha$ of the weight from before, in [0, 1]. The paper's $\alpha$ is the other share.
-        period: The weights move at each loss's first gradient and at every `period`-th after it. The paper has 10.
+        residual: The loss that is the residual, by index or name; or a list, of which the largest gradient counts.
+        average: Share $\alpha$ of the previous weight, in [0, 1]. The paper's $\alpha$ is the share of the new one.
+        period: A weight moves at its loss's first gradient, and at every `period`-th one after it. The paper uses 10.
 
     Raises:
-        TypeError: If `residual` is neither index nor name, or `period` no whole number.
+        TypeError: If `residual` is neither an index nor a name, or `period` is not a whole number.
         ValueError: If `average` is out of range, `period` is below 1, or `residual` names a loss that is not there.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a method is that asks another one for weights. Decides nothing itself."""
+"""A method that asks another one for weights. Decides nothing itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .._transform import GramianTransform, Losses
 
 
 class Around(GramianTransform):
-    """It takes what the other one takes, and its state is part of its own."""
+    """Takes what the other method takes. That method's state is part of its own."""
 
     def __init__(self, method: GramianTransform) -> None:
         self.method = method

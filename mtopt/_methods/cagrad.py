@@ -16,12 +16,12 @@ class CAGrad(GramianTransform):
 
     $$d = \arg\max_d \min_i \, g_i \cdot d \quad \text{with } \|d - g_0\| \le c \|g_0\|$$
 
-    which is $g_0 + c \|g_0\| \, g_w / \|g_w\|$ with $g_w = \sum_i w_i g_i$ for some $w$ of the simplex. It is about as
-    long as the mean, and not rescaled by $1 / (1 + c^2)$, as it is in the official code. Where no direction gains
-    anything for all, it is the first point inside the ball, on the way from $g_0$, that harms none.
+    This is $g_0 + c \|g_0\| \, g_w / \|g_w\|$ with $g_w = \sum_i w_i g_i$ for some $w$ of the simplex. It is about as
+    long as the mean. The official code divides it by $1 + c^2$; here it is not rescaled. Where no direction helps all
+    losses, it is the first point inside the ball, on the way from $g_0$, that harms none.
 
     Args:
-        c: Radius of the ball, as a share of $\|g_0\|$; 0 is the mean. From 1 on, no loss is harmed.
+        c: Radius of the ball, as a share of $\|g_0\|$. 0 is the mean; from 1 on, no loss is harmed.
 
     Raises:
         ValueError: If `c` is below 0.

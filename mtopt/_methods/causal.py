@@ -1,4 +1,4 @@
-"""Causal weights: a loss counts only as far as those before it in time are small."""
+"""Causal weights: a loss counts only as far as the losses before it in time are small."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ class CausalWeights(LossWeighting):
 
     $$w_i = \exp\Big(-\sum_{k < i} \varepsilon_k L_k\Big)$$
 
-    The first loss has weight 1. A loss that is absent holds no other back. A loss that is at
-    no time of its own, as at a boundary, is best put first in the list, with an $\varepsilon$ of 0. Of the others none
-    may be below 0.
+    The first loss has weight 1. An absent loss holds no other loss back. Put a loss without a time of its own, such as
+    one at a boundary, first in the list, with an $\varepsilon$ of 0. No other loss may be below 0.
 
     Args:
         eps: How far a loss holds back those after it: one number, one per loss, or a dict by loss name (1 for those not
-            named). Too large a one leaves the last losses without weight for good, too small a one changes nothing.
+            named). If it is too large, the last losses never get any weight; if it is too small, it changes nothing.
             The paper raises it from 0.01 to 100 in five stages.
 
     Raises:

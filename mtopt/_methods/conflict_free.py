@@ -28,15 +28,15 @@ class ConFIG(GramianTransform):
 
     $$d = \Big(\sum_i g_i \cdot \frac{u}{\|u\|}\Big) \frac{u}{\|u\|}$$
 
-    Where gradients are linearly dependent, $u$ is the solution of least squares, and may conflict; where that is 0, as
-    for two opposite gradients, the result is 0.
+    Where gradients are linearly dependent, $u$ is the least-squares solution, and may conflict. Where that is 0, as for
+    two opposite gradients, the result is 0.
 
     Args:
         preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
-            named). The cosines are in proportion to them. They are the direction weights of the authors' code.
-        length: `"projection"` is the equation's: the sum of the projections. The others are the length rules of the
-            authors' code: as if each gradient had the `"min"`, `"max"`, `"mean"`, `"harmonic"` or `"geometric"` mean of
-            their lengths. Gradients that are 0 do not count.
+            named). The cosines are in proportion to them. The authors' code calls them direction weights.
+        length: `"projection"` is the sum of the projections, as in the equation. The others are the length rules of the
+            authors' code. They act as if each gradient had the `"min"`, `"max"`, `"mean"`, `"harmonic"` or
+            `"geometric"` mean of all lengths. Gradients that are 0 do not count.
 
     Raises:
         TypeError: If a `preference` is not a number.

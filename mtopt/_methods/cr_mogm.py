@@ -12,22 +12,22 @@ from .state import PerLoss
 
 
 class CRMOGM(Around):
-    r"""Correlation-reduced multi-objective gradient manipulation: another method's weights, by a running average.
+    r"""Correlation-reduced multi-objective gradient manipulation: a running average of another method's weights.
 
     $$\lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
 
-    where $\hat\lambda$ are the method's weights in this step, and $\lambda_i$ begins with the first $\hat\lambda_i$.
-    Noise of a batch that is both in the weights and in the gradients biases their products; the average has less of it.
-    Of a method that mixes the gradients, such as PCGrad, it takes how much of each there is in the sum: the rows are
-    then weighted, and not mixed. Where losses meet at several activations, each of these moves the average.
+    where $\hat\lambda$ are the method's weights in this step, and $\lambda_i$ starts at the first $\hat\lambda_i$. When
+    the noise of a batch is in the weights and in the gradients, it biases their products; the average has less of that
+    noise. From a method that mixes the gradients, such as PCGrad, it takes how much of each gradient is in the sum: the
+    rows are then weighted, not mixed. Where losses meet at several activations, each of them moves the average.
 
     Args:
         method: The method that is asked for weights in each step.
-        average: Share $\alpha$ of the weight from before, in [0, 1]. The paper lets it rise to 1 as the learning rate
-            falls: set the attribute between steps.
+        average: Share $\alpha$ of the previous weight, in [0, 1]. The paper raises it to 1 as the learning rate falls:
+            set the attribute between steps.
 
     Raises:
-        TypeError: If `method` is no method from the Gramian.
+        TypeError: If `method` is not a method from the Gramian.
         ValueError: If `average` is out of range.
 
     Example:

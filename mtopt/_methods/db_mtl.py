@@ -14,8 +14,9 @@ class DBMTL(GramianTransform):
 
     $$\text{out} = \Big(\max_j \frac{\|g_j\|}{L_j}\Big) \sum_i \frac{g_i}{\|g_i\|}$$
 
-    since $g_i / L_i$ is the gradient of $\log L_i$. A loss must be above 0. The paper averages these gradients over the
-    steps, with less weight of the past in each: `Momentum()` in front averages the losses' gradients.
+    since $g_i / L_i$ is the gradient of $\log L_i$. Every loss must be above 0. The paper also averages these gradients
+    over the steps, and lets the past count less in each. For an average, put `Momentum()` in front; it averages the
+    losses' gradients.
 
     Raises:
         ValueError: If a loss is not above 0.

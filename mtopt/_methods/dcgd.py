@@ -19,21 +19,21 @@ class DCGD(GramianTransform):
 
     - `"center"`: $g$ is projected onto the bisector of the two, which is
       $\frac{\|g_r\| + \|g_b\|}{2} \Big(\frac{g_r}{\|g_r\|} + \frac{g_b}{\|g_b\|}\Big)$, in each step;
-    - `"projection"`: where $g$ conflicts with one of the two, it is projected to where it does not;
-    - `"average"`: where $g$ conflicts with one of the two, the result is the mean of $g$'s projections off each, which
-      is half of what PCGrad makes of the two.
+    - `"projection"`: if $g$ conflicts with one of the two, it is projected to where it does not;
+    - `"average"`: if $g$ conflicts with one of the two, the result is the mean of two projections of $g$, one off each.
+      This is half of what PCGrad makes of the two.
 
-    Else the result is $g$. It conflicts with neither $g_r$ nor $g_b$; of the losses in one group, a single one may get
-    worse. Where $g_r$ or $g_b$ is 0, the other is left.
+    Otherwise the result is $g$. The result conflicts with neither $g_r$ nor $g_b$, but a single loss within a group may
+    get worse. Where $g_r$ or $g_b$ is 0, the other one is the result.
 
     Args:
         variant: `"center"`, `"projection"` or `"average"`.
-        residual: Which loss is the residual, by index or name; or a list, of losses whose gradients are added up. For
-            two losses in all, it does not matter which.
+        residual: The loss that is the residual, by index or name; or a list of losses, whose gradients are added up.
+            With two losses in all, it does not matter which.
 
     Raises:
-        TypeError: If `residual` is neither index nor name, nor a list of these.
-        ValueError: If `variant` is none of these, or `residual` names a loss that is not there, or all.
+        TypeError: If `residual` is neither an index nor a name, nor a list of these.
+        ValueError: If `variant` is none of these, or `residual` names a loss that is not there, or every loss.
 
     Example:
         >>> DCGD(variant="average", residual=["mass", "momentum"])

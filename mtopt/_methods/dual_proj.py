@@ -1,4 +1,4 @@
-"""DualProj: the mean gradient is projected to where it conflicts with none."""
+"""DualProj: project the mean gradient to where it conflicts with no gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DualProj(GramianTransform):
     where each $\lambda_i$ is usually 1.
 
     Args:
-        eps: Added to the diagonal of the Gramian, as a share of its trace. The authors' code has 1e-4; with it a
+        eps: Added to the diagonal of the Gramian, as a share of its trace. The authors' code uses 1e-4, with which a
             gradient much shorter than another one is harmed again.
         preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
             named).

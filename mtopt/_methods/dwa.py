@@ -16,7 +16,7 @@ class DWA(LossWeighting):
     $$w_i = T \, \mathrm{softmax}_i(r / \tau), \qquad r_i = \bar L_i(t - 1) / \bar L_i(t - 2)$$
 
     for $T$ losses whose means in epoch $t$ are $\bar L_i(t)$. Call `epoch_end()` after each epoch. All weights are 1
-    until every loss present has been there in two epochs, and where a mean of 0 leaves no ratio.
+    until every loss present has been there in two epochs, and whenever a mean of 0 leaves no ratio.
 
     Args:
         tau: Temperature; the larger, the more equal the weights.
@@ -43,5 +43,5 @@ class DWA(LossWeighting):
         return torch.where(ratios.isfinite().all(), weights, torch.ones_like(weights))
 
     def epoch_end(self) -> None:
-        """End an epoch: the means of its losses are final."""
+        """End an epoch, whose mean losses are now final."""
         self.epochs.end()

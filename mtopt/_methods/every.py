@@ -1,4 +1,4 @@
-"""Every: a method decides in some steps only, and its weights hold in between."""
+"""Every: a method decides in some steps only, and its weights hold in the steps between."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from .state import Count, PerLoss
 
 
 class Every(Around):
-    r"""Lets a method choose weights in every k-th step; steps between cost one ordinary backward of the weighted sum.
+    r"""Lets a method choose weights in every k-th step. Other steps take one backward pass of the weighted sum.
 
-    With T losses at parameters a step costs about $1 + (T - 1) / k$ backwards of the shared part, instead of T. Weights
-    of a method that mixes rows are how much of each row there is in its result. It is the only transform of the
-    gradients in the list, at `at="parameters"` or `"all parameters"`. A step with a loss that has none decides anew.
+    With T losses at parameters, a step costs about $1 + (T - 1) / k$ backward passes of the shared part, instead of T.
+    If the method mixes rows, a row's weight is how much of it is in the result. Every must be the only transform of the
+    gradients in the list, with `at="parameters"` or `"all parameters"`. A step with a loss that has no weight yet
+    decides anew.
 
     Args:
-        method: The method, which sees the Gramian.
+        method: A method from the Gramian.
         steps: k, from 1 on.
 
     Raises:
-        TypeError: If `method` is no `GramianTransform`, or `steps` no whole number.
+        TypeError: If `method` is not a `GramianTransform`, or `steps` is not a whole number.
         ValueError: If `steps` is below 1.
 
     Example:
@@ -55,8 +56,8 @@ class Every(Around):
         return weights
 
     def kept(self, losses: Losses, *, several_ranks: bool = False) -> list[float] | None:
-        """The weights that hold in this step; `None` where the method must decide. Ranks, which may have different
-        losses, decide together: unless each loss has a weight."""
+        """The weights that hold in this step; `None` where the method must decide. Ranks may have different losses, so
+        they decide together unless every loss has a weight."""
         if self.last.n_losses == 0 or self.since.number >= self.steps - 1:
             return None
         needed = self.last.numbers if several_ranks else self.last.of(losses)

@@ -1,4 +1,4 @@
-"""FairGrad: what the losses gain from the step is shared out by α-fairness."""
+"""FairGrad: share out by α-fairness what the losses gain from the step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .solvers import fair_weights
 
 
 class FairGrad(GramianTransform):
-    r"""Fair resource allocation: the direction of largest α-fair utility of the losses' gains.
+    r"""Fair resource allocation: the direction with the largest α-fair utility of the losses' gains.
 
     $$G w = w^{-1/\alpha}, \quad w > 0$$
 
     Args:
-        alpha: Kind of fairness: near 0 the sum of the gains counts, at 1 their product (as in Nash-MTL), for large
-            ones the least gain.
+        alpha: The kind of fairness. Near 0 the sum of the gains counts, at 1 their product (as in Nash-MTL), and for
+            large values the least gain.
 
     Raises:
         ValueError: If `alpha` is not above 0.

@@ -25,13 +25,13 @@ class FAMO(LossWeighting):
     $$L = c \sum_i p_i \log D_i, \qquad w_i = c \frac{p_i}{D_i}, \qquad c = \Big(\sum_i \frac{p_i}{D_i}\Big)^{-1}$$
 
     where $D_i = L_i - b_i + 10^{-8}$ and $p = \mathrm{softmax}(\xi)$ over the losses present; $c$ is taken as constant,
-    and the weights sum to 1. After each step, `observe` takes the losses of the same batch once more, which costs one
-    more forward: the $\xi_i$ then take a step of Adam down $\sum_i p_i (\log D_i^{\text{before}} - \log
+    and the weights sum to 1. After each step, give `observe` the losses of the same batch again, which costs one more
+    forward pass. The $\xi_i$ then take a step of Adam down $\sum_i p_i (\log D_i^{\text{before}} - \log
     D_i^{\text{after}})$. Without it they stay where they are, and the weights only even out the losses' magnitudes.
 
     Args:
         lr: Step size of the $\xi_i$.
-        decay: L2 penalty that pulls them to 0; the paper's 1e-3 by default. The official code has 1e-5 or 1e-2.
+        decay: L2 penalty that pulls them to 0. The default is the paper's; the official code has 1e-5 or 1e-2.
         min_losses: Lower bound $b_i$ of a loss: one number, one per loss, or a dict by loss name (0 for those not
             named).
 
@@ -76,14 +76,14 @@ class FAMO(LossWeighting):
     def observe(self, losses: LossesLike) -> None:
         """Take the losses of the same batch after the step, and train the weights by how far each fell.
 
-        A loss that is `None`, not finite, not above its bound or was absent from the step trains nothing.
+        A loss trains nothing if it is `None`, not finite, not above its bound, or was absent from the step.
 
         Args:
-            losses: As in the step, unscaled; a graph is not needed.
+            losses: As in the step, unscaled. They need no graph.
 
         Raises:
             TypeError: If a loss is not a tensor.
-            ValueError: If they are not as many, or have other names than in the step; or one is no scalar.
+            ValueError: If their number or their names differ from those of the step, or one is not a scalar.
             RuntimeError: If no step came before.
         """
         n_losses = len(self.before.numbers)

@@ -1,4 +1,4 @@
-"""The problems of `solvers` for a few rows, in plain Python: there a call of torch takes longer than its arithmetic."""
+"""The problems of `solvers` for a few rows, in plain Python: a call of torch would take longer than the arithmetic."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class GeometricMean(LossWeighting):
 
     $$L = \Big(\prod_i L_i\Big)^{1/T}, \qquad w_i = \frac{L}{T L_i}$$
 
-    for $T$ losses, those present. A loss must be above 0.
+    for the $T$ losses present. Every loss must be above 0.
 
     Example:
         >>> GeometricMean()

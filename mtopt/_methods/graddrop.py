@@ -1,4 +1,4 @@
-"""GradDrop as a transform: settings per loss name, private random state. The maths is in `signs`."""
+"""GradDrop as a transform: settings per loss name, private random state. The maths is in `_signs`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from .settings import Setting, by_loss, check_setting
 class GradDrop(RowTransform):
     r"""Gradient Sign Dropout: where the losses' gradients disagree in sign, pick one sign at random.
 
-    The positive sign is picked with probability $f(P)$, where $P$ is the [purity][mtopt.sign_purity], and the
-    gradients of the other sign are dropped, but for their leak. With `keep=1` and no leak the result is an unbiased
-    estimate of the sum of the gradients, with variance $a \cdot b$ (positive times negative mass).
+    The positive sign is picked with probability $f(P)$, where $P$ is the [purity][mtopt.sign_purity]. The gradients of
+    the other sign are dropped, except for their leak. With `keep=1` and no leak, the result is an unbiased estimate of
+    the sum of the gradients, with variance $a \cdot b$ (positive times negative mass).
 
     Args:
-        leak: Share of its gradient, in [0, 1], that a loss keeps whatever the pick: one number, one per loss,
-            or a dict by loss name (0 for those not named). 1 protects a loss.
+        leak: Share of its gradient, in [0, 1], that a loss keeps whatever sign is picked: one number, one per loss, or
+            a dict by loss name (0 for those not named). 1 protects a loss.
         keep: Slope $k \ge 0$ of $f(P) = \mathrm{clip}(½ + k (P - ½), 0, 1)$, or the function $f$ itself.
             0 is "Random GradDrop": the sign is picked by a fair coin.
-        marginalize: Dims of the activation over which one decision is taken, on $\sum \mathrm{sgn}(A) \circ g_i$:
-            0 for the batch, `(0, 2, 3)` for batch and space. Needed where losses come from different examples.
-            Only where the activation is known: in a `MultiLossLayer` or with `at=module`.
-        renormalize: Rescale to the norm of the plain sum, tensor by tensor. It biases the mean, and total
-            cancellation becomes a fixed point.
-        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
-            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
+        marginalize: Dims of the activation over which one decision is made, from $\sum \mathrm{sgn}(A) \circ g_i$:
+            0 for the batch, `(0, 2, 3)` for batch and space. It is needed where losses come from different examples,
+            and possible only where the activation is known: in a `MultiLossLayer` or with `at=module`.
+        renormalize: Whether to rescale to the norm of the plain sum, tensor by tensor. This biases the mean, and makes
+            total cancellation a fixed point.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator, which
+            stays as it was. Each method that is made gets another seed, and the same one again after
+            `torch.manual_seed`.
 
     Raises:
         TypeError: If `keep` is neither a number nor a function of shares, or another setting has the wrong type.
@@ -132,7 +133,7 @@ class GradDrop(RowTransform):
 
 
 class _MarginalStream:
-    """GradDrop at one site by a joint decision: it keeps the rows as they come, and makes no copy of them."""
+    """GradDrop at one site by a joint decision. It keeps the rows as they come, without copying them."""
 
     def __init__(self, method: GradDrop, site: Site) -> None:
         assert site.activation is not None
@@ -189,8 +190,8 @@ class _GradDropStream:
 def _votes_of_all_ranks(signed: Tensor, uniform: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """One all-reduce: what each loss wants on all ranks, rank 0's draws, and whether there are several losses at all.
 
-    A loss may be absent on some ranks, so the votes are by the loss's index: one by one, since a list of indices would
-    be copied to a device, and waited for.
+    A loss may be absent on some ranks, so the votes go by the loss's index, one at a time: a list of indices would be
+    copied to a device, which the host would wait for.
     """
     votes = signed.new_zeros(site.losses.n_losses, *uniform.shape)
     present = signed.new_zeros(site.losses.n_losses)

@@ -1,4 +1,4 @@
-"""Weights by gradient norms: the losses' gradients are brought to about one length."""
+"""Weights by gradient norms: they bring the losses' gradients to about one length."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from .state import PerLoss
 
 
 class GradientNorms(GramianTransform):
-    r"""Weights by gradient norms: each gradient is scaled to the mean of their lengths, by a running average.
+    r"""Weights by gradient norms: scale each gradient to the mean of their lengths, by a running average.
 
     $$\hat\lambda_i = \frac{\frac{1}{T} \sum_j \|g_j\|}{\|g_i\|}, \qquad
     \lambda_i \leftarrow \alpha \lambda_i + (1 - \alpha) \hat\lambda_i$$
 
-    where $\lambda_i$ begins with the first $\hat\lambda_i$. A gradient that is 0 leaves its weight as it is. With
-    `of="norms"` the norms are averaged instead of the weights, so that a batch on which a gradient is short does not
-    make its weight large:
+    where $\lambda_i$ starts at the first $\hat\lambda_i$. A gradient of 0 leaves its weight unchanged. With
+    `of="norms"` the average is of the norms instead of the weights, so that a batch with a short gradient does not make
+    its weight large:
 
     $$n_i^2 \leftarrow \alpha n_i^2 + (1 - \alpha) \|g_i\|^2, \qquad
     \lambda_i = \frac{\frac{1}{T} \sum_j \hat n_j}{\hat n_i}, \qquad \hat n_i^2 = n_i^2 / (1 - \alpha^t)$$
 
-    The weights act on the gradients at the site alone; a part of the model that belongs to one loss gets that loss's
-    own gradient. Where losses meet at several activations, each of these moves the weights.
+    The weights act on the gradients at the site only. A part of the model that belongs to one loss gets that loss's own
+    gradient. Where losses meet at several activations, each of them moves the weights.
 
     Args:
-        average: Share $\alpha$ of what was before, in [0, 1], below 1 for norms. jaxpi has 0.9, and begins with a
+        average: Share $\alpha$ of the previous value, in [0, 1], below 1 for norms. jaxpi uses 0.9, and starts at a
             weight of 1.
-        period: The weights move at each loss's first gradient and at every `period`-th after it, and stay as they are
-            in between. jaxpi has 1000.
+        period: A weight moves at its loss's first gradient and at every `period`-th one after it, and stays the same in
+            between. jaxpi uses 1000.
         of: What is averaged: `"weights"`, or `"norms"`, by their squares.
-        power: Above 0. To what power each $\hat\lambda_i$ is taken: below 1 the gradients keep some of their difference
-            in length; above 1 the shorter ones weigh more.
+        power: Power, above 0, to which each $\hat\lambda_i$ is raised. Below 1 the gradients keep some of their
+            difference in length; above 1 the shorter ones count more.
 
     Raises:
-        TypeError: If `period` is no whole number.
+        TypeError: If `period` is not a whole number.
         ValueError: If `average`, `of` or `power` is out of range, or `period` is below 1.
 
     Example:
@@ -45,8 +45,8 @@ class GradientNorms(GramianTransform):
 
     Source:
         Algorithm 1 of Wang, Sankaran, Wang, Perdikaris 2023, [arXiv:2308.08468](https://arxiv.org/abs/2308.08468). The
-        mean of the norms is that of its [code](https://github.com/PredictiveIntelligenceLab/jaxpi), "grad_norm"; the
-        paper has their sum.
+        paper takes the sum of the norms; the mean is that of its
+        [code](https://github.com/PredictiveIntelligenceLab/jaxpi), "grad_norm".
     """
 
     scale_equivariant = True

@@ -13,15 +13,15 @@ SMALLEST = 1e-6  # of a weight: one below 0 would climb
 
 
 class GradNorm(GramianTransform):
-    r"""Gradient normalization: the weights are trained so that losses which have fallen less get longer gradients.
+    r"""Gradient normalization: train the weights so that losses that have fallen less get longer gradients.
 
     With $\tilde L_i = L_i / L_i(0)$ and $r_i = \tilde L_i / \bar{\tilde L}$ the weights take one step of Adam on
 
     $$\sum_i \Big| \|w_i g_i\| - \overline{\|w g\|} \; r_i^{\alpha} \Big|$$
 
-    in which $\overline{\|w g\|} \, r_i^\alpha$ counts as a constant, and are then scaled to sum to T. A step uses the
-    weights from before. They weight the gradients at the site alone; a part of the model that belongs to one loss gets
-    that loss's own gradient. Where losses meet at several activations, each of these moves the weights.
+    in which $\overline{\|w g\|} \, r_i^\alpha$ counts as a constant. They are then scaled to sum to T. A step uses the
+    weights of the step before. They act on the gradients at the site only: a part of the model that belongs to one loss
+    gets that loss's own gradient. Where losses meet at several activations, each of them moves the weights.
 
     Args:
         alpha: Strength $\alpha$ of the pull towards equal training rates.

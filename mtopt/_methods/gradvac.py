@@ -1,4 +1,4 @@
-"""GradVac: gradients are turned towards each other, up to the cosines that they usually have."""
+"""GradVac: turn gradients towards each other, up to the cosines that they usually have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIGHEST = 1 - 1e-6  # of a target: to turn a gradient all the way into another o
 
 
 class GradVac(GramianTransform):
-    r"""Gradient vaccine: gradients that agree less than they usually do are turned towards each other.
+    r"""Gradient vaccine: turn gradients towards each other where they agree less than they usually do.
 
     For each $i$, over the others $j$ in random order, with the cosine $\phi$ of $\tilde g_i$ and $g_j$ and its moving
     average $\hat\phi_{ij}$: where $\phi < \hat\phi_{ij}$,
@@ -24,16 +24,16 @@ class GradVac(GramianTransform):
       \big(\hat\phi_{ij}\sqrt{1 - \phi^2} - \phi\sqrt{1 - \hat\phi_{ij}^2}\big)}
       {\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}}\, g_j$$
 
-    and then, conflict or not, $\hat\phi_{ij} \leftarrow (1 - \beta)\,\hat\phi_{ij} + \beta\,\phi$. The averages begin
-    with 0, so that the first step is PCGrad's. The rows stay apart, so that another transform may follow.
+    and then, conflict or not, $\hat\phi_{ij} \leftarrow (1 - \beta)\,\hat\phi_{ij} + \beta\,\phi$. The averages start
+    at 0, so the first step is PCGrad's. The rows stay separate, so that another transform may follow.
 
     Args:
-        beta: Weight $\beta$ of the newest cosine, in [0, 1]. The paper takes 1e-2, LibMTL 0.5.
-        seed: Seed of the private random order. `None` derives one from the state of torch's global generator: another
-            for each method made, the same ones again after `torch.manual_seed`.
+        beta: Weight $\beta$ of the newest cosine, in [0, 1]. The paper uses 1e-2, LibMTL 0.5.
+        seed: Seed of the private random order. `None` derives one from the state of torch's global generator. Each
+            method that is made gets another seed, and the same one again after `torch.manual_seed`.
 
     Raises:
-        TypeError: If `seed` is no whole number.
+        TypeError: If `seed` is not a whole number.
         ValueError: If `beta` is out of range.
 
     Example:

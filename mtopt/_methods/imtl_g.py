@@ -14,9 +14,9 @@ class IMTLG(GramianTransform):
 
     $$\sum_j w_j g_j \cdot \frac{g_i}{\|g_i\|} \text{ is the same for all } i, \quad \sum_i w_i = 1$$
 
-    A weight may be negative. For three losses or more the common projection may be negative, too, so that every loss
-    gets worse: the rule is the paper's. Where gradients are linearly dependent, it is solved by least squares; where
-    the weights then sum to 0, as for two opposite gradients, the result is 0.
+    A weight may be negative. With three losses or more, the common projection may be negative too, so that every loss
+    gets worse; that is the paper's rule. Where gradients are linearly dependent, the weights are the least-squares
+    solution. Where they then sum to 0, as for two opposite gradients, the result is 0.
 
     Example:
         >>> IMTLG()

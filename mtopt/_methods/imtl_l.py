@@ -1,4 +1,4 @@
-"""The loss balance of impartial multi-task learning: scales that are trained to bring each loss to 1."""
+"""The loss balance of impartial multi-task learning: trained scales that bring each loss to 1."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .state import BelowZero, Trained
 
 
 class IMTLL(LossWeighting):
-    r"""IMTL-L: weights that are trained along, until each weighted loss is 1.
+    r"""IMTL-L: weights that are trained with the model, until each weighted loss is 1.
 
     $$L = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}$$
 
-    The $s_i$ take one step of Adam in each step, after their weights were used. They are no parameters of the model's
-    optimizer, so that its weight decay does not pull them to 0.
+    In each step the $s_i$ take one step of Adam, after their weights were used. They do not belong to the model's
+    optimizer, so its weight decay does not pull them to 0.
 
-    The losses should be above 0: $L$ has no least value at one that is not, whose weight grows in every step. A loss
-    may touch 0 now and then, so this is told by one warning, and not refused.
+    The losses should be above 0. For a loss that is not, $L$ has no minimum, and its weight grows in every step. Since
+    a loss may touch 0 now and then, this gives one warning and no error.
 
     Args:
         lr: Step size of the $s_i$.
-        start: What they begin with.
+        start: Their first value.
 
     Raises:
         ValueError: If `lr` is not above 0, or `start` is not finite.

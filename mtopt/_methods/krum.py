@@ -1,4 +1,4 @@
-"""Krum: the gradient whose nearest others are nearest; some outliers count for nothing."""
+"""Krum: the gradient that is closest to its nearest neighbours. Outliers count for nothing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from .._transform import GramianTransform, Losses
 
 
 class Krum(GramianTransform):
-    r"""Krum, and Multi-Krum: the mean of those gradients that lie closest to others, for losses that should agree.
+    r"""Krum and Multi-Krum: the mean of the gradients that lie closest to others, for losses that should agree.
 
     $$s_i = \sum_{j \in N_i} \|g_i - g_j\|^2$$
 
-    with $N_i$ the $T - f - 2$ gradients nearest to $g_i$, the $f$ of `n_byzantine`; the `n_selected` gradients of least
-    $s_i$ are averaged. Of equals the first are taken, so with $T = f + 3$, where the nearest two are equals, the order
-    of the losses counts. The other losses have no part in the step, so take it where each loss is the same task on
-    other data, some of which may be spoiled. Where fewer than $f + 3$ losses are present, or meet, the plain mean is
-    taken.
+    where $N_i$ are the $T - f - 2$ gradients nearest to $g_i$, and $f$ is `n_byzantine`. The result is the mean of the
+    `n_selected` gradients with the smallest $s_i$. On a tie the first ones are taken, so the order of the losses counts
+    for $T = f + 3$, where the two nearest gradients always tie. The other losses have no part in the step. So use Krum
+    where each loss is the same task on different data, some of which may be spoiled. Where fewer than $f + 3$ losses
+    are present, or meet, the result is the plain mean.
 
     Args:
         n_byzantine: How many gradients may be spoiled. The paper's guarantee needs $T > 2 f + 2$.
         n_selected: How many gradients are averaged.
 
     Raises:
-        TypeError: If a setting is no whole number.
+        TypeError: If a setting is not a whole number.
         ValueError: If `n_byzantine` is below 0 or `n_selected` below 1. In a step, if the list of losses is shorter
             than `n_byzantine + 3`, or than `n_selected`.
 

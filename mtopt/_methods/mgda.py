@@ -15,12 +15,12 @@ class MGDA(GramianTransform):
 
     $$w = \arg\min_w \Big\| \sum_i w_i \frac{g_i}{n_i} \Big\|^2 \quad \text{with } w_i \ge 0, \ \sum_i w_i = 1$$
 
-    It descends on every loss, or is 0 where no direction does. At an activation this is the upper bound MGDA-UB.
-    It is found exactly, not by Frank-Wolfe steps. Its length is that of a mean of the gradients, or less.
+    It descends on every loss, or is 0 where no direction does. At an activation this is the upper bound MGDA-UB. It is
+    found exactly, not by Frank-Wolfe steps. It is as long as a mean of the gradients, or shorter.
 
     Args:
-        normalize: What each gradient is divided by before the weights are chosen (they then weight the gradients as
-            they were): `"none"`, `"l2"` its norm, `"loss"` its loss, `"loss+"` both.
+        normalize: What divides each gradient while the weights are chosen: `"none"`, `"l2"` its norm, `"loss"` its
+            loss, `"loss+"` both. The weights then apply to the gradients as they were.
 
     Raises:
         ValueError: If `normalize` is none of these. In a step, if it needs the losses and one of them is not above 0.
@@ -31,7 +31,7 @@ class MGDA(GramianTransform):
 
     Source:
         Désidéri 2012, C. R. Math. 350(5-6); eq. (3) of Sener, Koltun 2018,
-        [arXiv:1810.04650](https://arxiv.org/abs/1810.04650), whose code has the ways to normalize.
+        [arXiv:1810.04650](https://arxiv.org/abs/1810.04650), whose code has these ways to normalize.
     """
 
     scale_equivariant = True

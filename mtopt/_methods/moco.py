@@ -1,4 +1,4 @@
-"""MoCo: weights that go down the length of the combined gradient, one step at a time."""
+"""MoCo: weights that shorten the combined gradient, one step at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class MoCo(GramianTransform):
     $$\lambda \leftarrow \Pi_\Delta\big(\lambda - \gamma\, (G + \rho I)\, \lambda\big), \qquad
     \text{out} = \sum_i \lambda_i g_i$$
 
-    where $G$ is the Gramian, $\Pi_\Delta$ projects onto the simplex, and $\lambda_i$ begins with $1/T$. The paper
-    tracks each gradient by an average, so that noise of the batch does not bias the weights: put `Momentum(beta=0.5)`
-    in front. An absent loss keeps its weight; the others share what is left.
+    where $G$ is the Gramian, $\Pi_\Delta$ projects onto the simplex, and each $\lambda_i$ starts at $1/T$. The paper
+    tracks each gradient by an average, so that the batch's noise does not bias the weights: put `Momentum(beta=0.5)` in
+    front. An absent loss keeps its weight, and the others share the rest.
 
     Args:
-        gamma: Step size $\gamma$ of the weights, above 0. It multiplies squared gradients, so it has their scale.
-        rho: $\rho$, from 0 on: draws the weights to equal ones.
+        gamma: Step size $\gamma$ of the weights, above 0. It multiplies squared gradients, so choose it by their scale.
+        rho: How strongly $\rho \ge 0$ pulls the weights towards equal ones.
 
     Raises:
         ValueError: If `gamma` or `rho` is out of range.

@@ -1,4 +1,4 @@
-"""Momentum per loss: each loss's average gradient instead of that of this step."""
+"""Momentum per loss: each loss's average gradient instead of this step's."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .._transform import HistoryTransform
 
 
 class Momentum(HistoryTransform):
-    r"""Each loss's running average gradient in place of its gradient, so that old decisions are not mixed in.
+    r"""Each loss's running average gradient in place of its gradient, so that no old decisions are mixed in.
 
     $$m_i \leftarrow \beta\, m_i + (1 - \beta)\, g_i, \qquad \hat m_i = m_i / (1 - \beta^{t_i})$$
 
-    An optimizer's own momentum averages what was decided, with the gradients of then. Here the gradients are averaged,
-    and the decision is one of now. It stands first in the list, at `at="parameters"` or `"all parameters"`, in front of
-    an inner optimizer without momentum: Adam with `betas=(0.0, ...)`, SGD with `momentum=0`. It keeps one number
-    for each of a parameter's and each loss that reaches it.
+    An optimizer's own momentum averages combined gradients, and so past decisions. Here the gradients are averaged
+    first, and the decision is made now, on the averages. Put it first in the list, with `at="parameters"` or `"all
+    parameters"`, and use an inner optimizer without momentum: Adam with `betas=(0.0, ...)`, SGD with `momentum=0`. For
+    each loss that reaches a parameter it keeps as many numbers as the parameter has.
 
     Args:
-        beta: Weight $\beta$ of the average before, in [0, 1).
-        second: Weight of the second moment before, in [0, 1). If given, each average is divided by the root of its own
-            loss's second moment, as by an Adam per loss: in front of SGD that is AdaTask, and MultiAdam's sum.
+        beta: Weight $\beta$ of the previous average, in [0, 1).
+        second: Weight of the previous second moment, in [0, 1). If given, each average is divided by the root of its
+            own loss's second moment, like an Adam per loss: in front of SGD that is AdaTask, and MultiAdam's sum.
         eps: Added to that root, above 0.
-        absent: Whether the average of a loss that is absent (`None`) takes the place of its gradient. Then a step may
-            have one loss, and cost one backward, whatever the number of losses.
+        absent: Whether the average of an absent loss (`None`) takes the place of its gradient. Then a step may have one
+            loss, and cost one backward pass, whatever the number of losses.
 
     Raises:
         TypeError: If `absent` is neither True nor False.

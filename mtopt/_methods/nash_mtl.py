@@ -14,11 +14,11 @@ class NashMTL(GramianTransform):
 
     $$G w = 1 / w, \quad w > 0$$
 
-    The result is always $\sqrt T$ long, or `max_norm` if that is shorter, however small the gradients are: mind the
+    The result always has length $\sqrt T$, or `max_norm` if that is less, however small the gradients are: mind the
     learning rate. The equation is solved by Newton's method, not by a sequence of convex approximations.
 
     Args:
-        max_norm: Longest result; 0 for no bound.
+        max_norm: Largest length of the result; 0 for no bound.
 
     Raises:
         ValueError: If `max_norm` is below 0.
@@ -29,7 +29,7 @@ class NashMTL(GramianTransform):
 
     Source:
         Claim 3.1 and algorithm 1 of Navon et al. 2022, [arXiv:2202.01017](https://arxiv.org/abs/2202.01017);
-        `max_norm` is that of the official code.
+        `max_norm` comes from the official code.
     """
 
     uses_values = False

@@ -1,4 +1,4 @@
-"""PCGrad: each gradient is projected off those that it conflicts with."""
+"""PCGrad: project each gradient off those that it conflicts with."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .._transform import GramianTransform, Losses
 
 
 class PCGrad(GramianTransform):
-    r"""Gradient surgery: from each gradient is taken its part along every other one that it points against.
+    r"""Gradient surgery: remove from each gradient its part along every other one that it points against.
 
     For each $i$, over the others $j$ in random order:
 
     $$\tilde g_i \leftarrow \tilde g_i - \frac{\min(0, \tilde g_i \cdot g_j)}{\|g_j\|^2} g_j$$
 
-    The rows stay apart, so that another transform may follow, and are summed in the end.
+    The rows stay separate, so that another transform may follow. They are summed at the end.
 
     Args:
-        seed: Seed of the private random order. `None` derives one from the state of torch's global generator: another
-            for each method made, the same ones again after `torch.manual_seed`.
+        seed: Seed of the private random order. `None` derives one from the state of torch's global generator. Each
+            method that is made gets another seed, and the same one again after `torch.manual_seed`.
 
     Raises:
-        TypeError: If `seed` is no whole number.
+        TypeError: If `seed` is not a whole number.
 
     Example:
         >>> PCGrad(seed=0)

@@ -1,4 +1,4 @@
-"""ReLoBRaLo: weights by how far each loss fell, smoothed over steps, with random looks back at the start."""
+"""ReLoBRaLo: weights by how far each loss fell, smoothed over steps, with random lookbacks to the start."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ class ReLoBRaLo(LossWeighting):
     b(t, t') = T \, \mathrm{softmax}\Big(\frac{L(t)}{\tau L(t') + 10^{-12}}\Big)$$
 
     for $T$ losses, where $\rho$ is drawn in each step: 1 with probability $\beta$, else 0, which forgets the weights so
-    far. They begin with 1. Steps are those that a loss was present in; in its first, $L(t') = L(t)$. The weights sum to
-    $T$, as long as no loss is absent.
+    far. The weights start at 1. For each loss only the steps that it was present in count; in its first,
+    $L(t') = L(t)$. The weights sum to $T$ as long as no loss is absent.
 
     Args:
         alpha: How slowly the weights change, in [0, 1].
         beta: Probability in [0, 1] of *not* looking back at the start.
         tau: Temperature; the larger, the more equal the weights.
-        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
-            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator, which
+            stays as it was. Each method that is made gets another seed, and the same one again after
+            `torch.manual_seed`.
 
     Raises:
-        TypeError: If `seed` is no whole number.
+        TypeError: If `seed` is not a whole number.
         ValueError: If `alpha` or `beta` is not between 0 and 1, or `tau` is not above 0.
 
     Example:
@@ -62,5 +63,5 @@ class ReLoBRaLo(LossWeighting):
         return weights
 
     def _balanced(self, values: Tensor, before: Tensor) -> Tensor:
-        """More for a loss that fell less since `before`; the constant is the authors' code's."""
+        """More for a loss that fell less since `before`. The constant comes from the authors' code."""
         return len(values) * (values / (self.tau * before + 1e-12)).softmax(0)

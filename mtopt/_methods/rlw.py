@@ -10,18 +10,19 @@ from .._transform import Losses, LossWeighting
 
 
 class RLW(LossWeighting):
-    r"""Random Loss Weighting: weights drawn anew in each step, the same on all ranks; a baseline.
+    r"""Random Loss Weighting: new random weights in each step, the same on all ranks; a baseline.
 
     $$w = T \, \mathrm{softmax}(z), \qquad z_i \sim \mathcal N(0, 1)$$
 
-    for $T$ losses. The paper's weights sum to 1; these sum to $T$, so that their mean is that of the plain sum.
+    for $T$ losses. The paper's weights sum to 1. These sum to $T$, so that their mean is that of the plain sum.
 
     Args:
-        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator,
-            which is left as it was: another for each method made, the same ones again after `torch.manual_seed`.
+        seed: Seed of the private random numbers. `None` derives one from the state of torch's global generator, which
+            stays as it was. Each method that is made gets another seed, and the same one again after
+            `torch.manual_seed`.
 
     Raises:
-        TypeError: If `seed` is no whole number.
+        TypeError: If `seed` is not a whole number.
 
     Example:
         >>> RLW(seed=1)

@@ -1,4 +1,4 @@
-"""Settings of methods that are numbers per loss, checked at the door; and losses whose values do not do. No method."""
+"""Settings of methods that are numbers per loss, checked at the door; and losses with unfit values. No method."""
 
 from __future__ import annotations
 

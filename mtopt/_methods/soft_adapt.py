@@ -19,7 +19,7 @@ class Window(Together):
         self.values = [PerLoss() for _ in range(length)]
 
     def push(self, losses: Losses) -> Tensor:
-        """Take a step's values in; all that are here then, shape `(window, T)`, float64."""
+        """Take in a step's values, and return all that are here then, shape `(window, T)`, float64."""
         for older, newer in pairwise(self.values):
             older.keep(losses, newer.of(losses))
         self.values[-1].keep(losses, losses.values)
@@ -34,19 +34,19 @@ class SoftAdapt(LossWeighting):
 
     $$w = \mathrm{softmax}(\beta s), \qquad s_i = \sum_{k=1}^{n-1} \frac{\nabla^k L_i}{k}$$
 
-    where $s_i$ is the slope of loss $i$ at its newest value, by the backward difference over its last $n$ values: for
-    $n = 2$ the change since the step before. Differences that reach back before a loss's first value are left out. The
-    weights sum to 1, and the losses' units matter: the slopes are as large as the losses.
+    where $s_i$ is the slope of loss $i$ at its newest value, by the backward difference over its last $n$ values. For
+    $n = 2$ it is the change since the step before. Differences that reach back before a loss's first value are left
+    out. The weights sum to 1. The losses' units matter, because the slopes scale with the losses.
 
     Args:
-        beta: How much a slope counts; below 0 the loss that falls fastest counts most.
-        window: The $n$ values that a slope is taken over.
-        normalized: Divide the slopes by the sum of their absolute values.
-        loss_weighted: Multiply the weights by the losses' means over the window, and rescale them to sum to 1. No loss
-            may then be below 0.
+        beta: How much a slope counts. Below 0, the loss that falls fastest counts most.
+        window: The number $n$ of values that a slope is taken over.
+        normalized: Whether to divide the slopes by the sum of their absolute values.
+        loss_weighted: Whether to multiply the weights by the losses' means over the window, and to rescale them to sum
+            to 1. No loss may then be below 0.
 
     Raises:
-        TypeError: If `window` is no whole number.
+        TypeError: If `window` is not a whole number.
         ValueError: If `beta` is not finite, or `window` is below 2.
 
     Example:

@@ -1,4 +1,4 @@
-"""Numbers that a transform keeps from step to step, one for each loss, and trains. Decides nothing."""
+"""Numbers that a transform keeps, and may train, from step to step, one for each loss. Decides nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PerLoss:
     """One number for each loss of the user's list. That of an absent loss stays as it is.
 
     Args:
-        start: What each begins with; NaN is "none yet".
+        start: The first value of each; NaN is "none yet".
     """
 
     def __init__(self, start: float = math.nan) -> None:
@@ -117,7 +117,7 @@ def _tensor(numbers: object) -> Tensor:
 
 
 class Together:
-    """Several numbers for each loss, which are one part of a transform's state."""
+    """Several numbers for each loss that form one part of a transform's state."""
 
     def parts(self) -> dict[str, PerLoss]:
         return {name: part for name, part in vars(self).items() if isinstance(part, PerLoss)}
@@ -146,12 +146,12 @@ class EpochMeans(Together):
         self.last, self.earlier = PerLoss(), PerLoss()
 
     def add(self, losses: Losses) -> None:
-        """One step of the running epoch."""
+        """Add one step to the running epoch."""
         self.sums.keep(losses, self.sums.of(losses) + losses.values.double())
         self.counts.keep(losses, self.counts.of(losses) + 1)
 
     def end(self) -> None:
-        """The running epoch is over."""
+        """End the running epoch."""
         self.ended += 1
         counts = self.counts.numbers.tolist()
         seen = Losses(tuple(i for i, count in enumerate(counts) if count > 0), len(counts))
@@ -172,10 +172,10 @@ class EpochMeans(Together):
 
 
 class Trained(Together):
-    """One number for each loss, trained by Adam, apart from the model's optimizer: its weight decay is not for them.
+    """One number for each loss, trained by an Adam of its own: the model's optimizer would apply weight decay.
 
     Args:
-        start: What each begins with.
+        start: The first value of each.
         lr: Step size.
         decay: L2 penalty.
 
@@ -211,7 +211,7 @@ class Trained(Together):
 
 
 class BelowZero:
-    """Tells once that a loss is at or below 0, where a weight that is trained along never stops growing."""
+    """Warns once that a loss is at or below 0, where a trained weight never stops growing."""
 
     def __init__(self) -> None:
         self.told = False

@@ -17,18 +17,19 @@ class STCH(LossWeighting):
     $$L = T \mu \log \sum_i \exp \frac{\lambda_i (\log L_i - \log z_i)}{\mu}, \qquad
     w_i = T \, \mathrm{softmax}_i\Big(\frac{\lambda (\log L - \log z)}{\mu}\Big) \frac{\lambda_i}{L_i}$$
 
-    for $T$ losses, those present; a loss must be above 0. In the warm-up it is $L = \sum_i \log L_i$, $w_i = 1 / L_i$.
-    Call `epoch_end()` after each epoch: without it the warm-up never ends. The nadir $z_i$ is the mean of loss $i$ in
-    the last epoch of the warm-up that it was present in; for a loss that never was, its first value after it.
+    for the $T$ losses present. Every loss must be above 0. During the warm-up, $L = \sum_i \log L_i$ and
+    $w_i = 1 / L_i$. Call `epoch_end()` after each epoch: without it the warm-up never ends. The nadir $z_i$ is the mean
+    of loss $i$ in the last epoch of the warm-up that it was present in, or, if there was none, its first value after
+    the warm-up.
 
     Args:
-        mu: Smoothing; the smaller, the closer to the maximum.
-        warmup_epochs: Epochs of warm-up. The authors' code counts from 0: its 4 is 5 here.
+        mu: Smoothing. The smaller it is, the closer the result is to the maximum.
+        warmup_epochs: Number of warm-up epochs. The authors' code counts from 0: its 4 is 5 here.
         preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
-            named). The authors' code has none, which is 1.
+            named). The authors' code has none, which is the same as 1.
 
     Raises:
-        TypeError: If `warmup_epochs` is no whole number.
+        TypeError: If `warmup_epochs` is not a whole number.
         ValueError: If `mu` is not above 0, `warmup_epochs` is below 1, or a `preference` is below 0.
 
     Example:
@@ -64,6 +65,6 @@ class STCH(LossWeighting):
         return len(losses) * shares * preferred / values
 
     def epoch_end(self) -> None:
-        """End an epoch, of which the first `warmup_epochs` are the warm-up."""
+        """End an epoch. The first `warmup_epochs` of them are the warm-up."""
         if self.epochs.ended < self.warmup_epochs:
             self.epochs.end()

@@ -1,4 +1,4 @@
-"""Trimmed mean: in each coordinate the largest and the smallest gradients count for nothing."""
+"""Trimmed mean: at each coordinate the largest and the smallest gradients count for nothing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .._transform import Losses, RowTransform, Site
 
 
 class TrimmedMean(RowTransform):
-    r"""Trimmed mean: coordinate by coordinate the mean of the losses' gradients without the most extreme ones.
+    r"""Trimmed mean: at each coordinate, the mean of the losses' gradients without the most extreme ones.
 
     $$d = \frac{1}{T - 2k} \sum_{i = k + 1}^{T - k} g_{(i)}$$
 
-    where $g_{(1)} \le \dots \le g_{(T)}$ are the gradients in their order at this coordinate, and $k$ is `trim`. It is
-    for losses that should agree: the same task on other data, some of which may be spoiled. Where fewer than $2k + 1$
-    losses are present, or meet, as many are trimmed as leave one or two: it is their median. Of a gradient that
-    overflowed nothing is trimmed, so that a GradScaler sees it.
+    where $g_{(1)} \le \dots \le g_{(T)}$ are the gradients sorted at this coordinate, and $k$ is `trim`. Use it for
+    losses that should agree: the same task on different data, some of which may be spoiled. Where fewer than $2k + 1$
+    losses are present, or meet, trimming stops when one or two are left, so the result is the median. A gradient that
+    overflowed is not trimmed, so that a GradScaler sees it.
 
     Args:
-        trim: The $k$ largest and the $k$ smallest that are left out; 0 is the mean.
+        trim: How many are left out, $k$ of the largest and $k$ of the smallest. 0 is the mean.
 
     Raises:
-        TypeError: If `trim` is no whole number.
+        TypeError: If `trim` is not a whole number.
         ValueError: If `trim` is below 0. In a step, if the list of losses is shorter than `2 * trim + 1`.
 
     Example:

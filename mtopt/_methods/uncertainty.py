@@ -1,4 +1,4 @@
-"""Uncertainty weighting: each loss divided by a variance that is trained along."""
+"""Uncertainty weighting: each loss is divided by a variance that is trained with the model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from .state import BelowZero, Trained
 
 
 class UncertaintyWeighting(LossWeighting):
-    r"""Weights from the losses' uncertainties, which are trained along: a loss that stays large counts less.
+    r"""Weights from the losses' uncertainties, which are trained with the model: a loss that stays large counts less.
 
     $$L = \sum_i ½ e^{-s_i} L_i + ½ s_i, \qquad w_i = ½ e^{-s_i}$$
 
-    The $s_i = \log \sigma_i^2$ take one step of Adam in each step, after their weights were used. They are no
-    parameters of the model's optimizer, so that its weight decay does not pull them to 0.
+    In each step the $s_i = \log \sigma_i^2$ take one step of Adam, after their weights were used. They do not belong to
+    the model's optimizer, so its weight decay does not pull them to 0.
 
-    The losses should be above 0, as those of a likelihood's squares and cross entropies are: $L$ has no least value at
-    one that is not, whose weight grows in every step. A loss may touch 0 now and then, so this is told by one warning,
-    and not refused.
+    The losses should be above 0, as squared errors and cross-entropies are. For a loss that is not, $L$ has no minimum,
+    and its weight grows in every step. Since a loss may touch 0 now and then, this gives one warning and no error.
 
     Args:
         lr: Step size of the $s_i$.
-        start: What they begin with; LibMTL's -0.5 by default.
+        start: Their first value. The default is LibMTL's.
 
     Raises:
         ValueError: If `lr` is not above 0.

@@ -1,4 +1,4 @@
-"""UPGrad: each gradient is projected to where it conflicts with none."""
+"""UPGrad: project each gradient to where it conflicts with no gradient."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .solvers import dual_cone_projection
 
 
 class UPGrad(GramianTransform):
-    r"""Unconflicting projection of gradients: each is projected onto the cone of directions that harm no loss.
+    r"""Unconflicting projection of gradients: project each onto the cone of directions that harm no loss.
 
     $$\tilde g_i = \frac{\lambda_i}{T} \arg\min_{d : \, d \cdot g_j \ge 0 \ \forall j} \|d - g_i\|$$
 
-    where each $\lambda_i$ is usually 1. The rows stay apart, so that another transform may follow. Their sum is the
-    mean of the projections, T times shorter than the plain sum where nothing conflicts: mind the learning rate.
+    where each $\lambda_i$ is usually 1. The rows stay separate, so that another transform may follow. Their sum is the
+    mean of the projections. Where nothing conflicts, it is T times shorter than the plain sum: mind the learning rate.
 
     Args:
-        eps: Added to the diagonal of the Gramian, as a share of its trace. The authors' code has 1e-4; with it a
+        eps: Added to the diagonal of the Gramian, as a share of its trace. The authors' code uses 1e-4, with which a
             gradient much shorter than another one is harmed again.
         preference: $\lambda_i \ge 0$ of a loss: one number, one per loss, or a dict by loss name (1 for those not
             named).

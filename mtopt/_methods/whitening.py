@@ -20,24 +20,25 @@ Share = float | Tensor
 
 
 class Whitening(HistoryTransform):
-    r"""Divides the combined gradient by the root of its second moment, as it had been with the weights of now.
+    r"""Divides the combined gradient by the root of its second moment, as if the current weights had always held.
 
-    With $\lambda_i$ the share of $g_i$ that the transforms before it have just chosen, number by number of a parameter:
+    With $\lambda_i$ the share of $g_i$ that the transforms before it have just chosen, for each number of a parameter:
 
     $$d = \sum_i \lambda_i g_i, \qquad F_{ij} \leftarrow \beta F_{ij} + (1 - \beta)\, g_i g_j, \qquad
       C = \sum_{i} \lambda_i^2 \hat F_{ii} \quad \Big(\text{or } \sum_{ij} \lambda_i \lambda_j \hat F_{ij}\Big),
       \qquad \text{out} = \frac{d}{\sqrt{C} + \epsilon}$$
 
-    Adam divides by a second moment of past combined gradients, whose weights may have been others, and so undoes what a
-    method decides. The second moment of the whitened gradient is near 1: Adam's step then is Adam's with the weights of
-    now. In front of SGD it makes an Adam without momentum. It stands last in the list, behind transforms that only
-    scale or mix rows, at `at="parameters"` or `"all parameters"`; behind none it whitens the plain sum.
+    Adam divides by a second moment of past combined gradients. Their weights may have been different ones, so it undoes
+    what a method decides. The second moment of the whitened gradient is near 1, so Adam then takes the step that it
+    would take with the current weights. In front of SGD, whitening makes an Adam without momentum. Put it last in the
+    list, behind transforms that only scale or mix rows, with `at="parameters"` or `"all parameters"`. Alone in the list
+    it whitens the plain sum.
 
     Args:
-        beta: Weight $\beta$ of the second moments before, in [0, 1): the inner optimizer's $\beta_2$.
-        eps: $\epsilon > 0$.
-        pairs: Whether the products of two losses' gradients count: $T (T + 1) / 2$ numbers kept for each of a
-            parameter's, instead of T.
+        beta: Weight $\beta$ of the previous second moments, in [0, 1): the inner optimizer's $\beta_2$.
+        eps: The constant $\epsilon > 0$.
+        pairs: Whether the products of two losses' gradients count. For each number of a parameter this keeps
+            $T (T + 1) / 2$ numbers instead of T.
 
     Raises:
         TypeError: If `pairs` is neither True nor False.
@@ -58,13 +59,13 @@ class Whitening(HistoryTransform):
         self.pairs = check_flag(pairs, "pairs")
 
     def seen(self, moments: Mapping[Key, Average], rows: Mapping[int, Tensor]) -> dict[Key, Average]:
-        """The second moments after the rows of a step, by pairs of indices of losses: those before are changed."""
+        """The second moments after the rows of a step, by pairs of loss indices. Changes the previous ones."""
         wide = {i: widen(row) for i, row in rows.items()}
         pairs = [(i, i) for i in wide] + (list(combinations(sorted(wide), 2)) if self.pairs else [])
         return {(i, j): product_added(moments.get((i, j)), wide[i], wide[j], self.beta) for i, j in pairs}
 
     def whitened(self, combined: Tensor, shares: Mapping[int, Share], moments: Mapping[Key, Average]) -> Tensor:
-        """The combined gradient, divided."""
+        """The combined gradient, divided by that root."""
         scale = _scale(shares)
         total: Tensor | None = None
         for (i, j), moment in moments.items():
