@@ -46,9 +46,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise: a measured number and its limit."""
+    """One target: a measured number and its limit."""
 
-    promise: str
+    target: str
     where: str
     measured: float
     limit: float
@@ -60,7 +60,7 @@ class Check:
 
 
 def checks(results: Results) -> list[Check]:
-    """All promises that the results can speak of."""
+    """All targets that the results can speak of."""
     return [
         *_activations(results),
         *_parameters(results),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks_of_a_page import fill
+from cost_chart import draw
 from cost_peers import (
     ACTIVATIONS,
     MTL,
@@ -32,7 +33,7 @@ Checks = Sequence[Mapping[str, Any]]
 
 
 def publish(results: Mapping[str, Any], docs: Path) -> None:
-    """Put the tables into the page.
+    """Put the tables into the page and the targets into CONTRIBUTING.md, and draw the picture.
 
     Raises:
         ValueError: If a part was not measured, or the run was stopped, or a table has no place on the page.
@@ -42,6 +43,8 @@ def publish(results: Mapping[str, Any], docs: Path) -> None:
         what = f"lack {', '.join(missing)}" if missing else "are of a run that was stopped"
         raise ValueError(f"`results` {what}. Measure all parts: python benchmarks/cost.py --output FILE")
     fill(docs / "costs.md", tables(results))
+    fill(docs.parent / "CONTRIBUTING.md", {"targets": targets_table(results["checks"])})
+    draw(docs / "pictures" / "cost-losses.svg", cells_of(results["time"]))
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
@@ -56,7 +59,6 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         **{f"methods {n}": _of_papers(n, cell, results) for (_, n), cell in cells_of(results["methods"]).items()},
         "traffic": table(("", "time"), ((e["method"], _ms(e["ms"][1])) for e in results["traffic"])),
         "missed": _missed(results["checks"]),
-        "promises": _promises(results["checks"]),
         "run": run_table(whole, {"rounds": "repeats", "budget, s": "budget", "load before": "load"}),
         "machine": machine_table(whole),
     }
@@ -148,17 +150,17 @@ def _of_papers(n: int, methods: Mapping[str, Entry], results: Mapping[str, Any])
 
 def _missed(checks: Checks) -> str:
     missed = (c for c in checks if not c["passed"])
-    rows = ((c["promise"], c["where"], f"{c['measured']:.3f}", f"{c['limit']:.2f}", c["note"]) for c in missed)
-    return table(("promise", "where", "measured", "limit", ""), rows, numbers=False)
+    rows = ((c["target"], c["where"], f"{c['measured']:.3f}", f"{c['limit']:.2f}", c["note"]) for c in missed)
+    return table(("target", "where", "measured", "limit", ""), rows, numbers=False)
 
 
-def _promises(checks: Checks) -> str:
-    """Each kind of promise with the case that came off worst."""
+def targets_table(checks: Checks) -> str:
+    """Each kind of target with the case that came off worst."""
     rows = []
-    for name in dict.fromkeys(check["promise"] for check in checks):
-        own = [check for check in checks if check["promise"] == name]
+    for name in dict.fromkeys(check["target"] for check in checks):
+        own = [check for check in checks if check["target"] == name]
         near = max(own, key=lambda c: float(c["measured"] / c["limit"]))
-        kept = f"{sum(c['passed'] for c in own)} of {len(own)}"
-        rows.append((name, kept, near["where"], f"{near['measured']:.3f}", f"{near['limit']:.2f}"))
-    head = ("promise", "kept", "nearest to its limit, or furthest beyond", "measured", "limit")
+        reached = f"{sum(c['passed'] for c in own)} of {len(own)}"
+        rows.append((name, reached, near["where"], f"{near['measured']:.3f}", f"{near['limit']:.2f}"))
+    head = ("target", "reached", "nearest to its limit, or furthest beyond", "measured", "limit")
     return table(head, rows, numbers=False)

@@ -179,11 +179,11 @@ def _short_table(title: str, cells: dict[str, Series]) -> Table:
 
 def _check_table(found: list[Check]) -> Table:
     table = Table(title="what must be reached", title_justify="left")
-    for name in ("", "promise", "where", "measured", "limit", "note"):
+    for name in ("", "target", "where", "measured", "limit", "note"):
         table.add_column(name, justify="right" if name in ("measured", "limit") else "left")
     for check in found:
         mark = "[green]PASS[/]" if check.passed else "[red]miss[/]"
-        table.add_row(mark, check.promise, check.where, f"{check.measured:.3f}", f"{check.limit:.2f}", check.note)
+        table.add_row(mark, check.target, check.where, f"{check.measured:.3f}", f"{check.limit:.2f}", check.note)
     return table
 
 

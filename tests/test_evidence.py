@@ -673,9 +673,10 @@ def test_the_text_on_peers_names_every_cell_where_one_is_ahead(evidence, publish
         return {key: word for key, (_, word) in words_of(both, lambda key: sign_in(published[key[0]])).items()}
 
     in_time, at_once = compared("peer, equal time"), compared("peer")
+    now = {key: [sides[side].get("now", sides[side]) for side in ("mtopt", "peer")] for key, sides in cells.items()}
     ahead = {
-        "The peer's step was faster in": {k for k, s in cells.items() if s["mtopt"]["ratio"] > s["peer"]["ratio"]},
-        "The peer's peak was lower in": {k for k, s in cells.items() if s["mtopt"]["peak"] > s["peer"]["peak"]},
+        "The peer's step was faster in": {k for k, (ours, theirs) in now.items() if ours["ratio"] > theirs["ratio"]},
+        "The peer's peak was lower in": {k for k, (ours, theirs) in now.items() if ours["peak"] > theirs["peak"]},
     }
     for start, keys in ahead.items():
         ((n, total, where),) = re.findall(rf"{start} (\d+) of (\d+) cells: (.*?)\.", prose)

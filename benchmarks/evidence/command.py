@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="tiny problems that need no fetching: a trial, no evidence"
     )
+    parser.add_argument("--peer-costs", action="store_true", help="train nothing: measure the steps of peers anew")
     parser.add_argument("--docs", type=Path, default=BENCHMARKS.parent / "docs", help="where --publish writes to")
     parser.add_argument("--publish", action="store_true", help="run nothing: fill the tables of the page")
     args = parser.parse_args(arguments)
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.publish:
         publish(read(results), args.docs)
         print(f"Written to {args.docs}")
+        return 0
+    if args.peer_costs:
+        _measure_peers(results, args)
         return 0
     results.mkdir(parents=True, exist_ok=True)
     for name in QUICK_NAMES if args.quick else args.problems:
@@ -64,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console().print(show(found))
         print(f"{name}: {time.monotonic() - start:.0f} s, written to {results / f'{name}.json'}")
     return 0
+
+
+def _measure_peers(results: Path, args: argparse.Namespace) -> None:
+    """Of the problems that have peers' trainings, in the files of their results."""
+    for name, found in read(results).items():
+        if found.get("peers") and name in args.problems:
+            study = Study(name, (), 0, args.folder)
+            anew = study.peer_costs_anew(found) | {"peer_costs": _header(study.described())}
+            (results / f"{name}.json").write_text(json.dumps(anew, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}: measured anew")
 
 
 def _study(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def _tests(cells: Cells, side: str) -> Tests:
 
 def _costs(cells: Cells) -> Iterator[tuple[str, ...]]:
     for key, sides in cells.items():
-        ours, theirs = sides[OURS], sides[THEIRS]
+        ours, theirs = (sides[side].get("now", sides[side]) for side in (OURS, THEIRS))
         times = (f"{ours['ms']:.3g}", f"{theirs['ms']:.3g}", three(ours["ratio"] / theirs["ratio"]))
         yield (_cell(*key), *times, f"{ours['peak'] / 1e6:.3g}", f"{theirs['peak'] / 1e6:.3g}")
 

@@ -145,6 +145,16 @@ class Study:
             side |= {**costs[cell], "peak": peaks[cell]}
         return result
 
+    def peer_costs_anew(self, known: dict[str, Any]) -> dict[str, Any]:
+        """The results with what the peers' steps and ours cost now, beside what they cost when these trained."""
+        settings = {pair: Setting(sides["lr"]) for pair, sides in known["peers"].items()}
+        found = self._peer_costs(settings)
+        for pair, sides in known["peers"].items():
+            for side in (peers.OURS, peers.THEIRS):
+                cell = _of(pair, side)
+                sides[side]["now"] = {**found["costs"][cell], "peak": found["peaks"][cell]}
+        return known
+
     def _peer_costs(self, settings: dict[str, Setting]) -> Record:
         updates = {
             _of(pair, side): peers.update_of(pair, side, setting, self.problem.steps, 0)
