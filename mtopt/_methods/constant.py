@@ -11,7 +11,7 @@ from .settings import Setting, by_loss, check_setting
 
 
 class ConstantWeights(LossWeighting):
-    r"""Weights that stay as they are.
+    r"""Fixed weights: the sum of the losses, each times a number.
 
     $$L = \sum_i w_i L_i$$
 

@@ -18,9 +18,9 @@ class Momentum(HistoryTransform):
     $$m_i \leftarrow \beta\, m_i + (1 - \beta)\, g_i, \qquad \hat m_i = m_i / (1 - \beta^{t_i})$$
 
     An optimizer's own momentum averages combined gradients, and so past decisions. Here the gradients are averaged
-    first, and the decision is made now, on the averages. Put it first in the list, with `at="parameters"` or `"all
-    parameters"`, and use an inner optimizer without momentum: Adam with `betas=(0.0, ...)`, SGD with `momentum=0`. For
-    each loss that reaches a parameter it keeps as many numbers as the parameter has.
+    first, and the decision is made now, on the averages. Put it first in the list, with `at="parameters"` or
+    `"all parameters"`, and use an inner optimizer without momentum: Adam with `betas=(0.0, ...)`, SGD with
+    `momentum=0`. For each loss that reaches a parameter it keeps as many numbers as the parameter has.
 
     Args:
         beta: Weight $\beta$ of the previous average, in [0, 1).
