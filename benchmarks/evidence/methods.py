@@ -25,7 +25,10 @@ OF_TWO = (1, 2, 2, 2, 3)  # a method with two settings draws the second anew for
 
 
 class SignAgnostic(RowTransform):
-    """Each coordinate of each row is kept by a fair coin of its own, and doubled: the mean is the row."""
+    """Each coordinate of each row is kept by a fair coin of its own, and doubled: the mean is the row.
+
+    The control of Kurin et al. 2022, arXiv:2201.04122, appendix D.3, which rescales to the plain sum's norm instead.
+    """
 
     scale_equivariant = True
     uses_values = False
