@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,20 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from batched import Trainings
-from problems.physics import Burgers, Convection, Heat, Helmholtz, Physics, Poisson, Wave
+from batched import Networks, Trainings, WeightedSums
+from peers_of_physics import PEERS, Peer
+from problems.physics import (
+    AllenCahn,
+    Burgers,
+    Convection,
+    Heat,
+    Helmholtz,
+    Kovasznay,
+    Physics,
+    Poisson,
+    SharpBurgers,
+    Wave,
+)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -31,24 +43,40 @@ import mtopt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promise.jsonl"
-PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}
-OTHERS: dict[str, type[Physics]] = {"poisson": Poisson, "heat": Heat, "wave": Wave, "convection": Convection}
+COSTS = RESULTS.with_name("promise_cost.json")
+PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}  # on which the recipe was chosen
+OTHERS: dict[str, type[Physics]] = {
+    "poisson": Poisson,
+    "heat": Heat,
+    "wave": Wave,
+    "convection": Convection,
+    "allen-cahn": AllenCahn,
+    "kovasznay": Kovasznay,
+    "sharp-burgers": SharpBurgers,
+}
 STEPS = 1500
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-FIRST_RATES = RATES[3:6]  # then outwards, until the best is not at an edge
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FIRST_RATES = (3e-3, 1e-2, 3e-2)  # then outwards, until the best is not at an edge
+FIRST_OF_SUMS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BETAS = (0.9, 0.99, 0.999)
-WEIGHTS = (1, 3, 10, 30, 100, 300, 1000)  # of all losses but the residual
+WEIGHTS = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)  # of all losses but the residuals
 TUNING, TESTING = range(100, 103), range(10)  # seeds
-TOGETHER = 15  # trainings in one pass through their networks
+ALL = ("",)  # each name has this in it
+TOGETHER, SUMS_TOGETHER = 15, 45  # trainings in one pass through their networks
 METHODS: dict[str, Callable[[], mtopt.Transform]] = {
     "ConFIG": mtopt.ConFIG,
     "IMTLG": mtopt.IMTLG,
     "AlignedMTL": mtopt.AlignedMTL,
     "UPGrad": mtopt.UPGrad,
     "GradDrop": mtopt.GradDrop,
+    "PCGrad": mtopt.PCGrad,
 }
+AT_EACH_MEMORY = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "GradDrop")  # on the problems of the choice
 SUM, WHITENED, PAIRS = "sum", ", whitened", " by pairs"
+ON_MOMENTA, IN_TURN, EQUAL_TIME = ", on momenta", ", one loss a step", ", equal time"
 BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
+NORMS = "gradient norms"
+AS_PEOPLE_RUN_IT = (f"{SUM}, weight 1", 0.999)
 
 
 @dataclass(frozen=True)
@@ -67,16 +95,17 @@ Done = dict[Run, dict[str, Any]]
 
 
 def ways(problem: str = "") -> list[str]:
-    """What is compared, by name: on problems that the recipe was not chosen on, the recipe with the sums."""
-    sums = [f"{SUM}, weight {weight}" for weight in WEIGHTS]
-    if problem in OTHERS:
-        return [*sums, *RECIPES]
-    of_methods = [name + ending for name in METHODS for ending in ("", WHITENED)]
+    """What is compared, by name."""
+    sums = [f"{SUM}, weight {weight:g}" for weight in WEIGHTS]
+    whitened = [name + ending for name in METHODS for ending in ("", WHITENED)]
+    momenta = [name + ON_MOMENTA for name in METHODS]
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
-    return [*sums, *of_methods, *by_pairs, *RECIPES]
+    recipes = ["recipe", "recipe" + EQUAL_TIME]
+    some = [*sums, NORMS, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS]
+    return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
 
 
-# Chosen on these two problems, of some thirty lists that were tried on them with two seeds (docs/optimizer.md). The one
+# Chosen on these two problems, of some thirty lists that were tried on them with two seeds (docs/physics.md). The one
 # with a power was added when these had been tested, for its errors on new seeds of them.
 RECIPES: dict[str, Callable[[float], list[mtopt.Transform]]] = {
     "recipe": lambda beta: [mtopt.GradientNorms(average=0.99, of="norms"), mtopt.Whitening(beta=beta)],
@@ -87,47 +116,81 @@ RECIPES: dict[str, Callable[[float], list[mtopt.Transform]]] = {
 }
 
 
-def transforms_of(way: str, beta: float, n_losses: int) -> list[mtopt.Transform]:
+def weight_of(way: str) -> float:
+    return float(way.rsplit(maxsplit=1)[-1])
+
+
+def transforms_of(way: str, beta: float) -> list[mtopt.Transform]:
     """A list of transforms for one run; its whitening has the inner optimizer's memory."""
-    if way in RECIPES:
-        return RECIPES[way](beta)
-    if way.startswith(SUM):
-        weight = float(way.rsplit(maxsplit=1)[-1])
-        return [] if weight == 1 else [mtopt.ConstantWeights([1.0] + [weight] * (n_losses - 1))]
+    if (recipe := way.removesuffix(EQUAL_TIME)) in RECIPES:
+        return RECIPES[recipe](beta)
+    if way == NORMS:
+        return [mtopt.GradientNorms(average=0.99, of="norms")]
     method = METHODS[way.split(",")[0]]()
+    if way.endswith((ON_MOMENTA, IN_TURN)):
+        return [mtopt.Momentum(absent=way.endswith(IN_TURN)), method]
     return [method, mtopt.Whitening(beta=beta, pairs=way.endswith(PAIRS))] if WHITENED in way else [method]
+
+
+def steps_of(way: str, problem: str, steps: int) -> int:
+    """Fewer than those of the sum, where a way has its time alone."""
+    if not way.endswith(EQUAL_TIME):
+        return steps
+    times = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
+    return round(steps / float(times[problem][way.removesuffix(EQUAL_TIME)]))
 
 
 def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
     problem = (PROBLEMS | OTHERS)[runs[0].problem]()
+    of_kind = train_sums if runs[0].way.startswith(SUM) else train_methods
+    networks, shares = of_kind(runs, problem, steps_of(runs[0].way, runs[0].problem, steps))
+    records = []
+    for i, (run, share) in enumerate(zip(runs, shares, strict=True)):
+        with torch.no_grad():
+            split = "validation" if run.seed in TUNING else "test"
+            score = problem.metrics(networks.model(i), split)["solution"]
+        raised = {name: round(float(of_loss), 3) for name, of_loss in share.items()}
+        score = round(score, 4) if math.isfinite(score) else 2.0  # as good as no solution
+        records.append({**asdict(run), "score": score, "raised": raised})
+    return records
+
+
+def train_sums(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks, list[dict[str, float]]]:
+    ones, rest = [1.0] * problem.n_residuals, len(problem.tasks) - problem.n_residuals
+    weights = torch.tensor([ones + [weight_of(run.way)] * rest for run in runs])
+    rates, betas = torch.tensor([run.rate for run in runs]), [run.beta for run in runs]
+    sums = WeightedSums(problem, [run.seed for run in runs], weights, rates, betas, steps)
+    for _ in range(steps):
+        sums.step()
+    shares = {name: (raised / sums.looks).tolist() for name, raised in sums.raised.items()}
+    return sums, [{name: share[i] for name, share in shares.items()} for i in range(len(runs))]
+
+
+def train_methods(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks, list[dict[str, float]]]:
     schedulers, monitors = [], []
 
-    def make(i: int, parameter: Tensor) -> mtopt.MultiLossOptimizer:
+    def make(i: int, parameter: Tensor) -> mtopt.MultiLossOptimizer | Peer:
         run = runs[i]
-        inner = torch.optim.Adam([parameter], lr=run.rate, betas=(0.9, run.beta))
-        transforms = transforms_of(run.way, run.beta, len(problem.tasks))
-        optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters" if transforms else "activations")
-        watched = any(isinstance(t, (mtopt.GramianTransform, mtopt.RowTransform)) for t in transforms)
-        monitors.append(mtopt.Monitor(optimizer, every=50) if watched else None)
-        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps))
+        optimizer: mtopt.MultiLossOptimizer | Peer
+        if run.way in PEERS:
+            optimizer = PEERS[run.way](parameter, run.rate, run.beta, problem.tasks)
+        else:
+            first = 0.0 if run.way.endswith((ON_MOMENTA, IN_TURN)) else 0.9
+            inner = torch.optim.Adam([parameter], lr=run.rate, betas=(first, run.beta))
+            optimizer = mtopt.MultiLossOptimizer(inner, transforms_of(run.way, run.beta), at="parameters")
+            monitors.append(mtopt.Monitor(optimizer, every=50))
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.inner, steps))
         return optimizer
 
-    trainings = Trainings(problem, [run.seed for run in runs], make)
+    in_turn = [run.way.endswith(IN_TURN) for run in runs]
+    trainings = Trainings(problem, [run.seed for run in runs], make, in_turn)
     for _ in range(steps):
         trainings.step()
         for scheduler in schedulers:
             scheduler.step()
-    records = []
-    for i, (run, monitor) in enumerate(zip(runs, monitors, strict=True)):
-        with torch.no_grad():
-            split = "validation" if run.seed in TUNING else "test"
-            score = problem.metrics(trainings.model(i), split)["solution"]
-        raised = {} if monitor is None else {name: round(share, 3) for name, share in monitor.raised.items()}
-        score = round(score, 4) if math.isfinite(score) else 2.0  # as good as no solution
-        records.append({**asdict(run), "score": score, "raised": raised})
-    return records
+    return trainings, [monitor.raised for monitor in monitors] or [{} for _ in runs]
 
 
 def finished(path: Path) -> Done:
@@ -140,8 +203,7 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
     """Train what is not finished yet, many together; runs are written when they are."""
     done = finished(path)
     missing = [run for run in runs if run not in done]
-    problems = dict.fromkeys(run.problem for run in missing)
-    groups = [list(batch) for p in problems for batch in _batched([r for r in missing if r.problem == p])]
+    groups = [list(batch) for of_kind in _kinds(missing) for batch in _batched(of_kind)]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool, path.open("a", encoding="utf-8") as file:
         found = pool.imap_unordered(partial(train, steps=steps), groups)
         for records in track(found, description=what, total=len(groups)):
@@ -149,15 +211,26 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
             file.flush()
 
 
+def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
+    """Those that can be trained together: of one problem, sums apart, peers apart, as many steps."""
+    kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, run.way.endswith(EQUAL_TIME)].append(run)
+    return kinds.values()
+
+
 def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
-    return (runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER))
+    size = SUMS_TOGETHER if runs[0].way.startswith(SUM) else TOGETHER
+    return (runs[start : start + size] for start in range(0, len(runs), size))
 
 
-def tuning(problems: Sequence[str], done: Done) -> Iterator[Run]:
+def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> Iterator[Run]:
     """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
     tried = scores_by_rate(done)
     for problem, way, beta in cells(problems):
-        rates = set(FIRST_RATES)
+        if not any(part in way for part in parts):
+            continue
+        rates = set(FIRST_OF_SUMS if way.startswith(SUM) else FIRST_RATES)
         if by_rate := tried.get((problem, way, beta)):
             rates |= by_rate.keys() | {_beside(min(by_rate, key=by_rate.__getitem__), by_rate)}
         for rate, seed in itertools.product(sorted(rates), TUNING):
@@ -165,11 +238,11 @@ def tuning(problems: Sequence[str], done: Done) -> Iterator[Run]:
 
 
 def cells(problems: Sequence[str]) -> Iterator[tuple[str, str, float]]:
-    """Problem, way and memory. On the other problems, and with a power, the memory is the shortest, which was the best;
-    and the longest for the sum as people run it."""
+    """Problem, way and memory. The sums have each memory; the recipe and most methods have, too, on the problems of
+    the choice. All else has the shortest, which was the best there."""
+    several = {"recipe", *(name + ending for name in AT_EACH_MEMORY for ending in ("", WHITENED, WHITENED + PAIRS))}
     for problem, way, beta in ((p, w, b) for p in problems for w in ways(p) for b in BETAS):
-        few = problem in OTHERS or way == "recipe, power 1.2"
-        if not few or beta == BETAS[0] or (way, beta) == (f"{SUM}, weight 1", BETAS[-1]):
+        if beta == BETAS[0] or way.startswith(SUM) or (problem in PROBLEMS and way in several):
             yield problem, way, beta
 
 
@@ -179,11 +252,11 @@ def _beside(best: float, rates: Collection[float]) -> float:
     return RATES[min(max(place, 0), len(RATES) - 1)]
 
 
-def tune(problems: Sequence[str], path: Path, workers: int) -> None:
+def tune(problems: Sequence[str], path: Path, workers: int, parts: Sequence[str] = ALL) -> None:
     """Train with one rate after the other, until no best rate is at an edge."""
     done = finished(path)
-    while any(run not in done for run in tuning(problems, done)):
-        do(list(tuning(problems, done)), path, workers, STEPS, "tuning")
+    while any(run not in done for run in tuning(problems, done, parts)):
+        do(list(tuning(problems, done, parts)), path, workers, STEPS, "tuning")
         done = finished(path)
 
 
@@ -201,13 +274,15 @@ def best_rates(done: Done) -> dict[tuple[str, str, float], float]:
     return {key: min(rates, key=rates.__getitem__) for key, rates in scores_by_rate(done).items()}
 
 
-def testing(done: Done) -> Iterator[Run]:
+def testing(problems: Sequence[str], done: Done, parts: Sequence[str]) -> Iterator[Run]:
     """The runs that are tested: of the sums at each memory those with weight 1 and with the best one."""
     scores = {key: min(rates.values()) for key, rates in scores_by_rate(done).items()}
     for (problem, way, beta), rate in best_rates(done).items():
+        if problem not in problems or not any(part in way for part in parts):
+            continue
         sums = [other for p, other, b in scores if (p, b) == (problem, beta) and other.startswith(SUM)]
         best = min(sums, key=lambda other: scores[problem, other, beta], default=None)
-        if not way.startswith(SUM) or way in (best, f"{SUM}, weight 1"):
+        if not way.startswith(SUM) or way in (best, AS_PEOPLE_RUN_IT[0]):
             for seed in TESTING:
                 yield Run(problem, way, rate, beta, seed)
 
@@ -244,16 +319,17 @@ def _cell(records: Sequence[dict[str, Any]], rate: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS | OTHERS, default=list(PROBLEMS))
+    parser.add_argument("--ways", nargs="+", metavar="PART", default=ALL, help="those with a part of their name here")
     parser.add_argument("--output", type=Path, help="finished runs, one JSON object in a line")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")
-    parser.add_argument("--publish", action="store_true", help="train nothing: fill the tables of docs/optimizer.md")
+    parser.add_argument("--publish", action="store_true", help="train nothing: fill the tables of the docs")
     parser.add_argument("--quick", action="store_true", help="a trial of the procedure in a minute, no evidence")
     args = parser.parse_args()
     if args.publish:
         from promise_page import publish  # which knows this module
 
-        publish(args.output or RESULTS, ROOT / "docs" / "optimizer.md")
+        publish(args.output or RESULTS, ROOT / "docs")
         return
     console = Console()
     with tempfile.TemporaryDirectory() as trial:
@@ -268,8 +344,8 @@ def _run(args: argparse.Namespace, output: Path) -> None:
         some = [Run(problem, way, 1e-2, 0.9, seed) for problem in args.problems for way in ways() for seed in both]
         do(some, output, args.workers, 20, "a trial")
     elif not args.tables:
-        tune(args.problems, output, args.workers)
-        do(list(testing(finished(output))), output, args.workers, STEPS, "testing")
+        tune(args.problems, output, args.workers, args.ways)
+        do(list(testing(args.problems, finished(output), args.ways)), output, args.workers, STEPS, "testing")
 
 
 if __name__ == "__main__":

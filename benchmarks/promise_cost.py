@@ -19,6 +19,7 @@ from cells import Sample
 from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
+from promise import OTHERS, PROBLEMS, RECIPES
 from rich.console import Console
 from rich.table import Table
 
@@ -120,6 +121,33 @@ def _wrapped(
     return mtopt.MultiLossOptimizer(inner, transforms, at="parameters", metric=metric)
 
 
+def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
+    """Steps of a problem of promise.py, as it is trained there: the plain sum, and what is run for as long as it."""
+    problem = (PROBLEMS | OTHERS)[name]()
+    batch = next(problem.batches(0))
+
+    def cell(transforms: Transforms | None) -> Callable[[], Sample]:
+        torch.manual_seed(0)
+        model = problem.make_model()
+        inner = torch.optim.Adam(model.parameters(), betas=(0.9, 0.9))
+        optimizer = None if transforms is None else _wrapped(inner, transforms(), None)
+
+        def step() -> Sample:
+            start = perf_counter()
+            inner.zero_grad()
+            losses = problem.losses(model, batch)
+            if optimizer is None:
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
+                inner.step()
+            else:
+                optimizer.step(losses)
+            return Sample(perf_counter() - start, 0.0)
+
+        return several(step, TIMES)
+
+    return {PLAIN: cell(None), "recipe": cell(partial(RECIPES["recipe"], 0.9))}
+
+
 def kept(transforms: Transforms, n_losses: int) -> float:
     """How many numbers are kept for each of the shared parameters'."""
     torch.manual_seed(0)
@@ -148,6 +176,11 @@ def main() -> None:
         one = on_physics(lambda: [mtopt.Momentum(absent=True), mtopt.ConFIG()], kind, one_loss=True)
         cells = {PLAIN: several(on_physics(None, kind), TIMES), **physics, ONE_LOSS: several(one, 2 * TIMES)}
         found[title] = _ratios(cells, args.repeats)
+    for name in PROBLEMS | OTHERS:
+        ratios = _ratios(as_trained(name), args.repeats)
+        found.setdefault("as trained", {})[name] = {
+            way: of_way["times the plain step"] for way, of_way in ratios.items()
+        }
     found["numbers kept"] = {
         f"T = {n}": {"Whitening": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening()], n),
                      "Whitening, pairs": kept(lambda: [mtopt.UPGrad(), mtopt.Whitening(pairs=True)], n),

@@ -1,4 +1,4 @@
-"""What `promise.py` found, as tables of docs/optimizer.md. Trains nothing."""
+"""What `promise.py` found, as tables of docs/physics.md. Trains nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from statistics import fmean
 from blocks_of_a_page import fill
 from markdown_tables import table
 from promise import (
+    AS_PEOPLE_RUN_IT,
+    AT_EACH_MEMORY,
     BETAS,
+    EQUAL_TIME,
+    IN_TURN,
     METHODS,
+    NORMS,
+    ON_MOMENTA,
     PAIRS,
     PROBLEMS,
-    RECIPES,
+    STEPS,
     SUM,
     TESTING,
     WHITENED,
@@ -23,13 +29,27 @@ from promise import (
     best_rates,
     finished,
     scores_by_rate,
+    steps_of,
     ways,
 )
+from scipy import stats
 
-from mtopt._comparison.statistics import estimate
+from mtopt._comparison.statistics import estimate, holm
 
 Cell = tuple[str, str, float]  # problem, way, β₂
-AS_PEOPLE_RUN_IT, UNSWEPT = (f"{SUM}, weight 1", 0.999), f"{SUM}, weight 1"
+UNSWEPT = AS_PEOPLE_RUN_IT[0]
+SHORT = BETAS[0]
+NAMES = {
+    "helmholtz": "Helmholtz",
+    "burgers": "Burgers",
+    "poisson": "Poisson",
+    "heat": "Heat",
+    "wave": "Wave",
+    "convection": "Convection",
+    "allen-cahn": "Allen–Cahn",
+    "kovasznay": "Kovasznay",
+    "sharp-burgers": "Burgers, sharp",
+}
 
 
 class Found:
@@ -41,6 +61,11 @@ class Found:
         by_rate = scores_by_rate(done)
         self.tuned = {cell: min(scores.values()) for cell, scores in by_rate.items()}
         self.tried = {cell: len(scores) for cell, scores in by_rate.items()}
+
+    def problems(self) -> list[str]:
+        """Those that were trained, in the order of the tables."""
+        trained = {problem for problem, *_ in self.rates}
+        return [problem for problem in NAMES if problem in trained]
 
     def scores(self, cell: Cell) -> list[float]:
         problem, way, beta = cell
@@ -67,46 +92,115 @@ class Found:
         return sum(self.tried.get((problem, way, beta), 0) for way in names for beta in betas)
 
 
-def publish(results: Path, page: Path) -> None:
+def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
-    blocks = {"recipe": recipe_table(found), "whitening": whitening_table(found), "pairs": pairs_table(found)}
+    blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found)}
+    blocks |= {"methods": methods_table(found), "harm": harm_table(found)}
+    blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
     blocks |= {f"promise {problem}": errors_table(found, problem) for problem in PROBLEMS}
-    fill(page, blocks)
+    fill(docs / "physics.md", blocks)
+
+
+def _sums() -> list[str]:
+    return [way for way in ways() if way.startswith(SUM)]
 
 
 def recipe_table(found: Found) -> str:
-    """The sums and the recipes on each problem: what was swept, and how they compare."""
-    sums = [way for way in ways() if way.startswith(SUM)]
-    head = ["", *(problem.capitalize() for problem in dict.fromkeys(problem for problem, *_ in found.rates))]
-    rows: dict[str, list[str]] = {}
+    """The errors of the sums and the recipe on each problem, and of how many trainings each is the best."""
+    head = ["", "sum, weights 1, β₂ 0.999", "sum, weights 1, β₂ swept", "sum, all swept", "its weight, rate, β₂"]
+    rows = []
+    for problem in found.problems():
+        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), found.best(problem, _sums())
+        one = found.best(problem, [UNSWEPT])
+        cells = [f"{found.error(unswept):.4f} ({found.tried[unswept]})"]
+        cells.append(f"{found.error(one):.4f} ({found.runs(problem, [UNSWEPT])})")
+        cells.append(f"{found.error(swept):.4f} ({found.runs(problem, _sums())})")
+        cells.append(f"{swept[1].rsplit(maxsplit=1)[-1]}, {found.rates[swept]:g}, {swept[2]:g}")
+        for recipe in ("recipe", "recipe" + EQUAL_TIME):
+            ours = (problem, recipe, SHORT)
+            cells.append(f"{found.error(ours):.4f} ({found.tried[ours]})")
+        rows.append([NAMES[problem], *cells])
+    return table([*head, "recipe, equal steps", "recipe, equal time"], rows)
 
-    def add(name: str, cell: str) -> None:
-        rows.setdefault(name, [name]).append(cell)
 
-    for problem in dict.fromkeys(problem for problem, *_ in found.rates):
-        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), found.best(problem, sums)
-        add("sum, weights 1, β₂ 0.999", f"{found.error(unswept):.4f}")
-        add("sum, weights 1, β₂ swept", f"{found.error(found.best(problem, [UNSWEPT])):.4f}")
-        add("sum, all swept", f"{found.error(swept):.4f} (of {found.runs(problem, sums)} settings)")
-        for recipe in RECIPES:
-            ours = (problem, recipe, 0.9)
-            add(recipe, f"{found.error(ours):.4f} (of {found.tried[ours]})")
-            add(f"{recipe} / sum, all swept", interval(found.scores(ours), found.scores(swept)))
-            add(f"{recipe} / sum, weights 1, β₂ 0.999", interval(found.scores(ours), found.scores(unswept)))
-    return table(head, rows.values())
+def ratios_table(found: Found) -> str:
+    """The recipe in the sum's time over the sums, with the p of each problem, corrected for their number."""
+    head = ["", "steps", "/ sum, all swept", "p > 1.2", "/ sum, weights 1, β₂ 0.999", "p < 0.5"]
+    rows, ps = [], []
+    for problem in found.problems():
+        ours = (problem, "recipe" + EQUAL_TIME, SHORT)
+        swept, unswept = found.best(problem, _sums()), (problem, *AS_PEOPLE_RUN_IT)
+        cells = [str(steps_of(ours[1], problem, STEPS))]
+        pair = []
+        for other, limit, beyond in ((swept, 1.2, "greater"), (unswept, 0.5, "less")):
+            cells.append(interval(found.scores(ours), found.scores(other)))
+            pair.append(_p(found.scores(ours), found.scores(other), limit, beyond))
+        rows.append([NAMES[problem], *cells])
+        ps.append(pair)
+    corrected = [holm([pair[i] for pair in ps]) for i in (0, 1)]
+    full = [
+        [name, steps, swept, f"{corrected[0][i]:.2g}", unswept, f"{corrected[1][i]:.2g}"]
+        for i, (name, steps, swept, unswept) in enumerate(rows)
+    ]
+    return table(head, full)
+
+
+def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) -> float:
+    """Of Student's t on the paired logarithms: that the ratio is beyond the limit."""
+    differences = [one - other - math.log10(limit) for one, other in zip(ours, others, strict=True)]
+    return float(stats.ttest_1samp(differences, 0.0, alternative=side).pvalue)
+
+
+def methods_table(found: Found) -> str:
+    """Each way at β₂ = 0.9 over the swept sum."""
+    head = ["", *(NAMES[problem] for problem in found.problems())]
+    rows = []
+    for way in [UNSWEPT, NORMS, *(name + e for name in METHODS for e in ("", WHITENED, ON_MOMENTA)), *_rest()]:
+        cells = []
+        for problem in found.problems():
+            try:
+                ratio = found.error((problem, way, SHORT)) / found.error(found.best(problem, _sums()))
+            except KeyError:  # not trained
+                ratio = math.nan
+            cells.append("" if math.isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}")
+        if any(cells):
+            rows.append([way, *cells])
+    return table(head, rows)
+
+
+def _rest() -> list[str]:
+    return ["ConFIG" + IN_TURN, *(way for way in ways() if way.startswith("conflictfree")), "recipe"]
+
+
+def harm_table(found: Found) -> str:
+    """In which share of the looks each way's step raised the loss that it raised most often, at β₂ = 0.9."""
+    head = ["", *(NAMES[problem] for problem in found.problems())]
+    rows = []
+    for way in ["swept", UNSWEPT, NORMS, *(name + e for name in METHODS for e in ("", WHITENED, ON_MOMENTA)), "recipe"]:
+        cells = []
+        for problem in found.problems():
+            cell = found.best(problem, _sums()) if way == "swept" else (problem, way, SHORT)
+            try:
+                harm = found.harm(cell)
+            except KeyError:
+                harm = None
+            cells.append("" if harm is None else f"{harm:.0%}")
+        if any(cells):
+            rows.append(["sum, all swept" if way == "swept" else way, *cells])
+    return table(head, rows)
 
 
 def whitening_table(found: Found) -> str:
     """Each method whitened over the same without: at each memory, and both at their best one."""
     head = ["whitened / without", *(f"{p.capitalize()}, β₂ {b:g}" for p in PROBLEMS for b in BETAS), "at their best β₂"]
     columns: list[list[float]] = []
-    for method in METHODS:
+    for method in AT_EACH_MEMORY:
         pairs = [((p, method + WHITENED, b), (p, method, b)) for p in PROBLEMS for b in BETAS]
         best = [(found.best(p, [method + WHITENED]), found.best(p, [method])) for p in PROBLEMS]
         ratios = [found.error(one) / found.error(other) for one, other in pairs]
         columns.append([*ratios, _geometric(found.error(one) / found.error(other) for one, other in best)])
     mean = [_geometric(of_all) for of_all in zip(*columns, strict=True)]
-    rows = [[name, *(f"{ratio:.2f}" for ratio in ratios)] for name, ratios in zip(METHODS, columns, strict=True)]
+    rows = [[name, *(f"{ratio:.2f}" for ratio in ratios)] for name, ratios in zip(AT_EACH_MEMORY, columns, strict=True)]
     return table(head, [*rows, ["geometric mean", *(f"{ratio:.2f}" for ratio in mean)]])
 
 

@@ -61,3 +61,54 @@ def test_each_of_many_trainings_is_as_on_its_own(batched, name):
         found = parameters_to_vector(together.model(i).parameters()) - before
         assert (found - alone).norm() < 1e-3 * alone.norm()
         assert problem.metrics(together.model(i), "test").keys() == {"solution"}
+
+
+def test_weighted_sums_train_as_an_optimizer_for_each_would(batched):
+    """Rates, memories, weights and seeds of their own, and the harm of the steps that a Monitor looks at."""
+    from problems import physics
+
+    problem, steps = physics.Burgers(), 20
+    seeds, rates, betas = [3, 4, 3], [1e-2, 3e-3, 1e-1], [0.9, 0.999, 0.99]
+    weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 30.0, 30.0], [0.3, 1.0, 3.0]])
+    together = batched.WeightedSums(problem, seeds, weights, torch.tensor(rates), betas, steps, look=5)
+    for _ in range(steps):
+        together.step()
+    for i, (seed, rate, beta) in enumerate(zip(seeds, rates, betas, strict=True)):
+        torch.manual_seed(seed)
+        model = problem.make_model()
+        before = parameters_to_vector(model.parameters()).detach().clone()
+        inner = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, beta))
+        # The weighted sum, with the losses' gradients known to the Monitor.
+        transforms = [mtopt.ConstantWeights(weights[i].tolist()), mtopt.GradDrop(leak=1.0)]
+        optimizer = mtopt.MultiLossOptimizer(inner, transforms, at="parameters")
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps)
+        monitor, batches = mtopt.Monitor(optimizer, every=5), problem.batches(seed)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            optimizer.step(problem.losses(model, next(batches)))
+            scheduler.step()
+        alone = parameters_to_vector(model.parameters()) - before
+        found = parameters_to_vector(together.model(i).parameters()) - before
+        assert (found - alone).norm() < 1e-3 * alone.norm()
+        assert together.looks == 4
+        for name, share in monitor.raised.items():
+            assert together.raised[name][i] / together.looks == pytest.approx(share)
+
+
+def test_one_loss_in_turn_is_what_the_optimizer_gets(batched):
+    from problems import physics
+
+    problem, seen = physics.Burgers(), []
+
+    class Listener:
+        def zero_grad(self):
+            pass
+
+        def step(self, losses):
+            seen.append([name for name, loss in losses.items() if loss is not None])
+
+    trainings = batched.Trainings(problem, [0, 0], lambda i, row: Listener(), [True, False])
+    for _ in range(4):
+        trainings.step()
+    names = list(problem.tasks)
+    assert seen == [[names[0]], names, [names[1]], names, [names[2]], names, [names[0]], names]

@@ -387,6 +387,69 @@ def test_a_network_that_is_the_solution_has_no_loss(benchmarks, name):
     assert all(loss < 1e-4 for loss in losses.values())
 
 
+def test_kovasznays_flow_with_its_pressure_has_no_loss(benchmarks):
+    problem = benchmarks.physics.Kovasznay()
+
+    def flow(points):
+        pressure = (1 - (2 * problem.decay * points[:, :1]).exp()) / 2
+        return torch.cat([problem.solution(points), pressure], 1)
+
+    class Solution(benchmarks.physics.Field):
+        def forward(self, points):
+            return flow(points)
+
+        def jet(self, points):
+            first = torch.func.vmap(jacrev(lambda p: flow(p[None])[0]))(points)  # (N, 3, D)
+            second = torch.func.vmap(jacrev(jacrev(lambda p: flow(p[None])[0])))(points)
+            return flow(points), first.permute(2, 0, 1), second.diagonal(dim1=2, dim2=3).permute(2, 0, 1)
+
+    batch = [points[:8] for points in next(problem.batches(0))]
+    losses = problem.losses(Solution(2, 1, 1), batch)
+    assert losses.keys() == set(problem.tasks)
+    assert all(loss < 1e-7 for loss in losses.values())
+    assert problem.metrics(Solution(2, 1, 1), "test")["solution"] < -6
+
+
+def by_finite_differences(n, start, slope):
+    """Values at t = 0.1, 0.2, ... 1 on n cells from -1 to 1, periodic: central differences, an implicit method."""
+    from scipy.integrate import solve_ivp
+    from scipy.sparse import diags
+
+    x, h = -1 + 2 * np.arange(n) / n, 2 / n
+    ones = np.ones(n)
+    pattern = diags([ones, ones, ones, ones, ones], [-n + 1, -1, 0, 1, n - 1], shape=(n, n))
+
+    def of_time(_, u):
+        ahead, behind = np.roll(u, -1), np.roll(u, 1)
+        return slope(u, (ahead - behind) / (2 * h), (ahead - 2 * u + behind) / h**2)
+
+    times = np.linspace(0.1, 1, 10)
+    found = solve_ivp(of_time, (0, 1), start(x), "BDF", times, rtol=1e-8, atol=1e-9, jac_sparsity=pattern)
+    return x, times, found.y.T
+
+
+@pytest.mark.parametrize("name", ["AllenCahn", "SharpBurgers"])
+def test_references_agree_with_a_second_discretization(benchmarks, name):
+    """Central differences on two grids, and what these say of an infinitely fine one."""
+    problem = getattr(benchmarks.physics, name)()
+
+    def start(x):
+        return x**2 * np.cos(np.pi * x) if name == "AllenCahn" else -np.sin(np.pi * x)
+
+    def slope(u, first, second):
+        if name == "AllenCahn":
+            return problem.diffusivity * second + problem.reaction * (u - u**3)
+        return problem.viscosity * second - u * first
+
+    x, times, coarse = by_finite_differences(2048, start, slope)
+    fine = by_finite_differences(4096, start, slope)[2][:, ::2]
+    points = torch.tensor([[a, t] for t in times for a in x[::16]])
+    found = problem.solution(points).reshape(len(times), -1).numpy()
+    limit = (fine + (fine - coarse) / 3)[:, ::16]
+    assert np.linalg.norm(found - limit) < 1e-4 * np.linalg.norm(limit)
+    assert np.linalg.norm(found - limit) < np.linalg.norm(found - coarse[:, ::16]) / 3
+
+
 # -- sinusoids ---------------------------------------------------------------------------------------------------------
 
 

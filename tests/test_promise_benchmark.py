@@ -18,7 +18,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def promise(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("promise", "promise_page", "batched", "problems", "problems.physics", "problems.base"):
+    names = "promise", "promise_page", "batched", "peers_of_physics", "problems", "problems.physics", "problems.base"
+    for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     import promise
 
@@ -27,13 +28,14 @@ def promise(monkeypatch):
 
 def test_every_way_trains_with_what_its_name_says(promise):
     for way in promise.ways():
-        transforms = promise.transforms_of(way, 0.99, 3)
-        described = str(transforms)
-        assert ("Whitening(beta=0.99" in described) == ("whitened" in way or way.startswith("recipe"))
-        assert ("pairs=True" in described) == ("by pairs" in way)
         if way.startswith("sum"):
-            weight = float(way.split()[-1])
-            assert described == ("[]" if weight == 1 else f"[ConstantWeights(weight=(1.0, {weight}, {weight}))]")
+            assert promise.weight_of(way) == float(way.split()[-1])
+        elif way not in promise.PEERS:
+            described = str(promise.transforms_of(way, 0.99))
+            assert ("Whitening(beta=0.99" in described) == ("whitened" in way or way.startswith("recipe"))
+            assert ("pairs=True" in described) == ("by pairs" in way)
+            assert ("Momentum(" in described) == ("on momenta" in way or "one loss a step" in way)
+            assert ("absent=True" in described) == ("one loss a step" in way)
 
 
 def written(path, scores):
@@ -46,34 +48,49 @@ def written(path, scores):
 
 
 def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch):
-    """One that is best at 1e-3, and one whose error falls up to the last rate that there is."""
+    """One that is best at 1e-3, one whose error falls up to the last rate that there is, and a sum."""
     path, tried = tmp_path / "runs.jsonl", []
     scores = {}
     monkeypatch.setattr(promise, "BETAS", (0.9,))
-    monkeypatch.setattr(promise, "ways", lambda *_: ["UPGrad", "ConFIG"])
+    monkeypatch.setattr(promise, "ways", lambda *_: ["UPGrad", "ConFIG", "sum, weight 1"])
 
     def pretend(runs, path, workers, steps, what):
         tried.append({(run.way, run.rate) for run in runs} - {(way, rate) for way, rate, *_ in scores})
         for run in runs:
-            score = abs(math.log10(run.rate) + 3) if run.way == "UPGrad" else -run.rate
+            score = -run.rate if run.way == "ConFIG" else abs(math.log10(run.rate) + 3)
             scores[run.way, run.rate, run.beta, run.seed] = score
         written(path, scores)
 
     monkeypatch.setattr(promise, "do", pretend)
     promise.tune(["burgers"], path, 1)
-    assert tried[0] == {(way, rate) for way in ("UPGrad", "ConFIG") for rate in (3e-3, 1e-2, 3e-2)}
-    assert tried[1:] == [{("UPGrad", 1e-3), ("ConFIG", 1e-1)}, {("UPGrad", 3e-4), ("ConFIG", 3e-1)}]
+    first = {(way, rate) for way in ("UPGrad", "ConFIG") for rate in (3e-3, 1e-2, 3e-2)}
+    assert tried[0] == first | {("sum, weight 1", rate) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
+    assert tried[1] == {("UPGrad", 1e-3), ("ConFIG", 1e-1), ("sum, weight 1", 3e-4)}
+    assert tried[2:] == [{("UPGrad", 3e-4), ("ConFIG", 3e-1)}, {("ConFIG", 1.0)}]
     done = promise.finished(path)
-    assert promise.best_rates(done) == {("burgers", "UPGrad", 0.9): 1e-3, ("burgers", "ConFIG", 0.9): 3e-1}
-    assert {(run.way, run.rate) for run in promise.testing(done)} == {("UPGrad", 1e-3), ("ConFIG", 3e-1)}
+    best = promise.best_rates(done)
+    assert best["burgers", "UPGrad", 0.9] == best["burgers", "sum, weight 1", 0.9] == 1e-3
+    assert best["burgers", "ConFIG", 0.9] == 1.0
+    assert {(run.way, run.rate) for run in promise.testing(["burgers"], done, ["UPG", "Con"])} == {
+        ("UPGrad", 1e-3),
+        ("ConFIG", 1.0),
+    }
     promise.tables(path, console := Console(record=True, width=120))
-    assert console.export_text().count("(0.3!)") == 1  # at the edge of what can be tried
+    assert console.export_text().count("(1!)") == 1  # at the edge of what can be tried
+
+
+def test_some_ways_alone_are_tuned_and_tested(promise, tmp_path):
+    assert {run.way for run in promise.tuning(["heat"], {}, ["recipe"])} == {"recipe", "recipe, equal time"}
+    written(tmp_path / "r", {(way, 1e-2, 0.9, 100): 0.0 for way in ("sum, weight 1", "UPGrad")})
+    done = promise.finished(tmp_path / "r")
+    assert {run.way for run in promise.testing(["burgers"], done, ["UP"])} == {"UPGrad"}
+    assert not list(promise.testing(["heat"], done, promise.ALL))
 
 
 def test_sums_are_tested_with_weight_1_and_with_the_best_one(promise, tmp_path):
     ways = {"sum, weight 1": 0.0, "sum, weight 10": -2.0, "sum, weight 100": -1.0, "UPGrad": -3.0}
     written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in ways.items()})
-    tests = list(promise.testing(promise.finished(tmp_path / "r")))
+    tests = list(promise.testing(["burgers"], promise.finished(tmp_path / "r"), promise.ALL))
     assert {run.way for run in tests} == ways.keys() - {"sum, weight 100"}
     assert {run.seed for run in tests} == set(promise.TESTING)
 
@@ -82,17 +99,33 @@ def test_what_is_finished_is_not_trained_again(promise, tmp_path):
     path = tmp_path / "runs.jsonl"
     runs = [promise.Run("burgers", "sum, weight 1", 1e-2, 0.9, seed) for seed in (100, 101)]
     promise.do(runs[:1], path, 1, 2, "the first")
-    promise.do(runs, path, 1, 2, "both")
-    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [100, 101]
+    promise.do([*runs, promise.Run("burgers", "UPGrad", 1e-2, 0.9, 100)], path, 1, 2, "all")
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [100, 101, 100]
 
 
-def test_runs_train_together_and_tell_harm(promise):
-    ways = "ConFIG, whitened", "sum, weight 1"
-    watched, plain = promise.train([promise.Run("helmholtz", way, 1e-2, 0.9, 0) for way in ways], steps=3)
-    assert -3 < watched["score"] < 1
-    assert watched["raised"].keys() == {"residual", "boundary"}
-    assert plain["score"] != watched["score"]
-    assert not plain["raised"]
+@pytest.mark.parametrize("ways", [("ConFIG, whitened", "recipe"), ("sum, weight 1", "sum, weight 30")])
+def test_runs_train_together_and_tell_harm(promise, ways):
+    found = promise.train([promise.Run("helmholtz", way, 1e-2, 0.9, 0) for way in ways], steps=3)
+    assert found[0]["score"] != found[1]["score"]
+    for record in found:
+        assert -3 < record["score"] < 1
+        assert record["raised"].keys() == {"residual", "boundary"}
+
+
+def test_a_way_in_the_sums_time_has_fewer_steps_the_dearer_it_is(promise):
+    times = json.loads(promise.COSTS.read_text())["as trained"]
+    for problem in promise.PROBLEMS | promise.OTHERS:
+        assert promise.steps_of("recipe", problem, 900) == promise.steps_of("sum, weight 1", problem, 900) == 900
+        steps = promise.steps_of("recipe, equal time", problem, 900)
+        assert steps * times[problem]["recipe"] == pytest.approx(900, 2e-3)
+
+
+def test_peers_train_with_all_losses_or_with_one_by_turns(promise):
+    for way in promise.PEERS:
+        (record,) = promise.train([promise.Run("burgers", way, 1e-3, 0.9, 0)], 4)
+        (other,) = promise.train([promise.Run("burgers", way, 1e-2, 0.9, 0)], 4)
+        assert -2 < record["score"] < 1
+        assert record["score"] != other["score"]
 
 
 def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
@@ -101,36 +134,60 @@ def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
 
     path, lines = tmp_path / "runs.jsonl", []
     for problem, way, beta in itertools.product(promise.PROBLEMS, promise.ways(), promise.BETAS):
-        weight = float(way.split()[-1]) if way.startswith("sum") else 10
+        weight = promise.weight_of(way) if way.startswith("sum") else 10
         score = -2 + 0.1 * abs(math.log10(weight) - 1) + 0.5 * (beta == 0.999)
         if way.startswith(tuple(promise.METHODS)):
             score += 0.3 - math.log10(2) * ("whitened" in way) - math.log10(4) * ("by pairs" in way)
         score += math.log10(1.1) * (way.startswith("recipe"))
         for rate, seed in itertools.product(promise.FIRST_RATES, [*promise.TUNING, *promise.TESTING]):
             run = {"problem": problem, "way": way, "rate": rate, "beta": beta, "seed": seed}
-            raised = {} if way.startswith("sum") else {"residual": 0.25, "boundary": 0.5}
-            lines.append(json.dumps({**run, "score": score + (rate != 1e-2) + 0.01 * seed, "raised": raised}))
+            raised = {"residual": 0.25, "boundary": 0.5}
+            noise = 0.01 * seed + 0.001 * (-1) ** seed * way.startswith("recipe")
+            lines.append(json.dumps({**run, "score": score + (rate != 1e-2) + noise, "raised": raised}))
     path.write_text("\n".join(lines))
-    names = ["recipe", "whitening", "pairs", *(f"promise {problem}" for problem in promise.PROBLEMS)]
-    page = tmp_path / "page.md"
-    page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names))
-    publish(path, page)
+    names = "recipe", "ratios", "methods", "harm", "whitening", "pairs"
+    page = tmp_path / "physics.md"
+    blocks = [*names, *(f"promise {problem}" for problem in promise.PROBLEMS)]
+    page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in blocks))
+    publish(path, tmp_path)
     text = page.read_text()
     swept = 3 * 3 * len(promise.WEIGHTS)
-    assert f"| sum, all swept | 0.0111 (of {swept} settings) |" in text
-    assert "| recipe / sum, all swept | 1.10 (1.10 to 1.10) | 1.10 (1.10 to 1.10) |" in text
-    assert "| recipe / sum, weights 1, β₂ 0.999 | 0.28 (0.28 to 0.28) | 0.28 (0.28 to 0.28) |" in text
+    sums = f"| Helmholtz | 0.0442 (3) | 0.0140 (9) | 0.0111 ({swept}) | 10, 0.01, 0.9 |"
+    assert f"{sums} 0.0122 (3) | 0.0122 (3) |" in text
+    over = r"1.10 \(1.10 to 1.10\) \| 1 \| 0.28 \(0.28 to 0.28\)"
+    (ratios,) = re.findall(rf"\| Burgers \| (\d+) \| {over} \| (\S+) \|", text)
+    assert int(ratios[0]) == promise.steps_of("recipe, equal time", "burgers", promise.STEPS)
+    assert float(ratios[1]) < 1e-9
+    assert "| sum, weight 1 | 1.26 | 1.26 |" in text
+    assert "| recipe | 1.10 | 1.10 |" in text
     (mean,) = (line for line in text.splitlines() if line.startswith("| geometric mean |"))
     assert re.findall(r"\d+\.\d\d", mean) == ["0.50"] * 7
     assert "(rate 0.01, harm 50%)" in text
     assert text.count("| ConFIG | 0.25 |") == 1
+    assert text.count("| sum, all swept | 50% | 50% |") == 1
 
 
-def test_other_problems_have_the_sums_and_the_recipe_alone(promise):
+def test_every_problem_trains_with_the_recipe_and_with_a_sum(promise):
     for problem in promise.OTHERS:
-        assert {way.split(",")[0] for way in promise.ways(problem)} == {"sum", "recipe"}
-        record, other = promise.train(
-            [promise.Run(problem, way, 1e-3, 0.9, 0) for way in ("recipe", "sum, weight 3")], 2
-        )
+        (record,) = promise.train([promise.Run(problem, "recipe", 1e-3, 0.9, 0)], 2)
+        (other,) = promise.train([promise.Run(problem, "sum, weight 3", 1e-3, 0.9, 0)], 2)
         assert -2 < record["score"] < 1
         assert record["score"] != other["score"]
+
+
+def test_a_sum_gives_its_weight_to_what_is_no_residual(promise):
+    from batched import WeightedSums
+    from problems.physics import Kovasznay
+
+    seen = []
+    original = WeightedSums.__init__
+
+    def spy(self, problem, seeds, weights, *rest):
+        seen.append(weights.tolist())
+        original(self, problem, seeds, weights, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightedSums, "__init__", spy)
+        promise.train([promise.Run("kovasznay", "sum, weight 30", 1e-3, 0.9, 0)], 1)
+    assert seen == [[[1.0, 1.0, 1.0, 30.0]]]
+    assert Kovasznay.tasks[-1] == "boundary"

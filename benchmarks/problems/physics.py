@@ -17,11 +17,11 @@ LEAST = 1e-12  # below this an error is as good as none
 
 
 class Field(nn.Module):
-    """A tanh network from points `(N, D)` to values `(N,)`."""
+    """A tanh network from points `(N, D)` to values `(N,)`, or `(N, M)` where it has several outputs."""
 
-    def __init__(self, n_dims: int, width: int, depth: int) -> None:
+    def __init__(self, n_dims: int, width: int, depth: int, n_outputs: int = 1) -> None:
         super().__init__()
-        sizes = [n_dims, *[width] * depth, 1]
+        sizes = [n_dims, *[width] * depth, n_outputs]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
@@ -36,7 +36,7 @@ class Field(nn.Module):
         return value.squeeze(1)
 
     def jet(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values `(N,)`, and first and second derivatives along each dim, `(D, N)`, carried through layer by layer."""
+        """Values, and first and second derivatives along each dim, `(D, N)` and on, carried through layer by layer."""
         n, n_dims = points.shape
         first = torch.eye(n_dims)[:, None].expand(n_dims, n, n_dims)
         value, second = points, torch.zeros_like(first)
@@ -63,6 +63,7 @@ class Physics(Problem):
     marginal = False
     width = 32
     n_test = 2000
+    n_residuals = 1  # the first losses; those that follow are what a sum gives more weight
 
     def __init__(self) -> None:
         random = torch.Generator().manual_seed(0)
@@ -276,3 +277,98 @@ class Convection(InTime):
             "initial": (model(start) - self.solution(start)).square().mean(),
             "periodic": (model(edge) - model(other)).square().mean(),
         }
+
+
+class SharpBurgers(Burgers):
+    about = "Burgers' equation with viscosity 0.01/π, whose solution has a front: residual, initial state and boundary."
+    steps = 1500
+    viscosity = 0.01 / math.pi
+
+
+class AllenCahn(InTime):
+    about = "The Allen-Cahn equation, whose solution settles at ±1: residual, initial state and the ends alike."
+    tasks = ("residual", "initial", "periodic")
+    steps = 1500
+    low, length = -1.0, 2.0
+    diffusivity, reaction = 1e-4, 5.0
+    n_modes = 1024
+
+    def start(self, x: Tensor) -> Tensor:
+        return x.square() * (math.pi * x).cos()
+
+    def solution(self, points: Tensor) -> Tensor:
+        """By a Fourier series in space, and an eighth-order Runge-Kutta method in time."""
+        from scipy.integrate import solve_ivp
+
+        n = self.n_modes
+        grid = self.low + self.length * torch.arange(64 * n, dtype=torch.float64) / (64 * n)
+        # At the ends the first derivative has a jump: on a coarse grid its high modes would be taken for low ones.
+        exact = torch.fft.rfft(self.start(grid), norm="forward")[: n // 2 + 1]
+        number = torch.fft.rfftfreq(n, self.length / n, dtype=torch.float64) * 2 * math.pi  # of waves, per unit of x
+
+        def slope(_: float, u: np.ndarray) -> np.ndarray:
+            series = np.fft.rfft(u) * -self.diffusivity * number.numpy() ** 2
+            return np.fft.irfft(series, n) + self.reaction * (u - u**3)
+
+        x, t = points.double().unbind(1)
+        times, at = t.unique(return_inverse=True)
+        found = solve_ivp(slope, (0, 1), torch.fft.irfft(exact, n, norm="forward").numpy(), "DOP853", times.numpy(), rtol=1e-9, atol=1e-9)
+        series = torch.fft.rfft(torch.from_numpy(found.y.T), norm="forward")[at]
+        series[:, 1:] *= 2
+        series[:, -1] /= 2
+        return (series * torch.exp(1j * number * (x - self.low)[:, None])).real.sum(1).float()
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, start, edge = batch
+        value, first, second = model.jet(inner)
+        residual = first[1] - self.diffusivity * second[0] + self.reaction * (value**3 - value)
+        other = torch.stack([2 * self.low + self.length - edge[:, 0], edge[:, 1]], 1)
+        (here, slope, _), (there, same, _) = model.jet(edge), model.jet(other)
+        return {
+            "residual": residual.square().mean(),
+            "initial": (model(start) - self.start(start[:, 0])).square().mean(),
+            "periodic": (here - there).square().mean() + (slope[0] - same[0]).square().mean(),
+        }
+
+
+class Kovasznay(OnSquare):
+    about = "Kovasznay's flow behind a grid, Reynolds number 20: momentum in both dims, mass, and the boundary."
+    tasks = ("along", "across", "mass", "boundary")
+    steps = 1500
+    n_residuals = 3
+    reynolds = 20.0
+
+    @property
+    def decay(self) -> float:
+        return self.reynolds / 2 - math.hypot(self.reynolds / 2, 2 * math.pi)
+
+    def make_model(self) -> nn.Module:
+        return Field(2, self.width, 3, n_outputs=3)
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Both velocities, `(N, 2)`; the pressure is only known up to a constant."""
+        x, y = points.unbind(1)
+        wave, fades = 2 * math.pi * y, (self.decay * x).exp()
+        return torch.stack([1 - fades * wave.cos(), self.decay / (2 * math.pi) * fades * wave.sin()], 1)
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Field)
+        inner, edge = batch
+        value, first, second = model.jet(inner)
+        carried = (value.T[:2, None] * first.permute(0, 2, 1)).sum(0)  # (3, N): by the flow, of each output
+        spread = second.sum(0).T / self.reynolds
+        along, across = (carried[i] + first[i, :, 2] - spread[i] for i in range(2))
+        mass = first[0, :, 0] + first[1, :, 1]
+        boundary = model(edge)[:, :2] - self.solution(edge)
+        return {
+            "along": along.square().mean(),
+            "across": across.square().mean(),
+            "mass": mass.square().mean(),
+            "boundary": boundary.square().mean(),
+        }
+
+    def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
+        points, exact = self.known[split]
+        error = (model(points)[:, :2] - exact).norm() / exact.norm()
+        return {"solution": error.clamp_min(LEAST).log10().item()}
