@@ -446,7 +446,7 @@ def test_references_agree_with_a_second_discretization(benchmarks, name):
     points = torch.tensor([[a, t] for t in times for a in x[::16]])
     found = problem.solution(points).reshape(len(times), -1).numpy()
     limit = (fine + (fine - coarse) / 3)[:, ::16]
-    assert np.linalg.norm(found - limit) < 1e-4 * np.linalg.norm(limit)
+    assert np.linalg.norm(found - limit) < 1e-6 * np.linalg.norm(limit)
     assert np.linalg.norm(found - limit) < np.linalg.norm(found - coarse[:, ::16]) / 3
 
 
