@@ -90,9 +90,36 @@ def test_a_wrong_output_is_an_error(tmp_path):
         run_page(page)
 
 
-def test_the_api_page_lists_every_public_name_once():
-    documented = re.findall(r"^::: mtopt\.(\S+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(documented) == sorted(name for name in mtopt.__all__ if name != "__version__")
+API = ROOT / "docs/api"
+PUBLIC = sorted(name for name in mtopt.__all__ if name != "__version__")
+
+
+def test_the_api_pages_document_every_public_name_once():
+    pages = "".join(page.read_text(encoding="utf-8") for page in API.glob("*.md"))
+    assert sorted(re.findall(r"^::: mtopt\.(\S+)$", pages, re.MULTILINE)) == PUBLIC
+
+
+def test_the_index_of_the_api_says_of_every_public_name_when_to_use_it():
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\[mtopt\.\1\] \| (\S.*) \|$", (API / "index.md").read_text(encoding="utf-8"), re.M
+    )
+    assert sorted(name for name, _ in rows) == PUBLIC
+
+
+@pytest.mark.parametrize("page", sorted(API.glob("*.md")), ids=lambda page: page.stem)
+def test_what_an_api_page_shows_of_a_class_is_there(page):
+    for name, options in re.findall(
+        r"^::: mtopt\.(\w+)\n    options:\n((?: {6}.+\n)+)", page.read_text(encoding="utf-8"), re.M
+    ):
+        listed = [member for names in re.findall(r"members: \[(.*)\]", options) for member in names.split(", ")]
+        assert [member for member in listed if not hasattr(getattr(mtopt, name), member)] == []
+
+
+def test_what_a_method_says_of_its_kind_is_where_the_api_has_it():
+    kinds = {"weightings": mtopt.LossWeighting, "gramian": mtopt.GramianTransform, "rows": mtopt.RowTransform}
+    for page, kind in kinds.items():
+        names = re.findall(r"^::: mtopt\.(\w+)$", (API / f"{page}.md").read_text(encoding="utf-8"), re.M)
+        assert all(issubclass(getattr(mtopt, name), kind) for name in names), page
 
 
 def test_the_readme_has_both_commands_and_ci_runs_the_second():

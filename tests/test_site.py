@@ -12,17 +12,23 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
+from html import unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+import yaml
+from mkdocs.config import load_config
+from mkdocs.config.defaults import MkDocsConfig
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+import mtopt
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,7 +48,8 @@ def site(tmp_path_factory):
 
 
 def url_of(page: str) -> str:
-    return "" if page == "index" else f"{page}/"
+    folder = page.removesuffix("index").strip("/")
+    return f"{folder}/" if folder else ""
 
 
 def html_of(site: Path, page: str) -> str:
@@ -129,7 +136,7 @@ def test_a_font_from_another_host_would_be_seen():
 def test_every_formula_is_mathml(pages, site):
     assert not [page for page in PAGES if re.search(r'class="arithmatex">\\', html_of(site, page))]
     written = {page for page in PAGES if "\n$$" in (DOCS / f"{page}.md").read_text(encoding="utf-8")}
-    assert not [page for page in {"api", *written} if "math" not in pages[page].tags]
+    assert not [page for page in {"api/gramian", *written} if "math" not in pages[page].tags]
 
 
 def test_the_three_tables_of_properties_are_on_their_page(pages):
@@ -146,16 +153,133 @@ def test_headings_are_in_order(page, pages):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_says_what_is_seen(page, pages):
-    assert not [image for image in pages[page].images if len(image.get("alt", "")) < 10]
+    logo = "logo"  # the theme's own word for that of the header
+    assert not [image for image in pages[page].images if len(image.get("alt", "")) < 10 and image.get("alt") != logo]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_within_the_site_leads_somewhere(page, pages, site):
     targets = [urlsplit(urljoin(f"http://site/{url_of(page)}", link)) for link in pages[page].links]
+    at = {url_of(name): found for name, found in pages.items()}
     for target in {target for target in targets if target.netloc == "site"}:
-        name = target.path.strip("/") or "index"
-        assert name in pages or (site / unquote(name)).is_file(), target
-        assert not target.fragment or unquote(target.fragment) in pages[name].anchors, target
+        name = target.path.lstrip("/")
+        assert name in at or (site / unquote(name)).is_file(), target
+        assert not target.fragment or unquote(target.fragment) in at[name].anchors, target
+
+
+# -- the API, and what machines read -----------------------------------------------------------------------------------
+
+
+API = [page for page in PAGES if page.startswith("api/")]
+CONFIG = ROOT / "mkdocs.yml"
+ADDRESS = "https://docs.example/mtopt/"
+
+
+def text_of(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html))
+
+
+def test_every_name_of_the_api_says_when_to_use_it(site):
+    told = [
+        text_of(found)
+        for page in API
+        for found in re.findall("<strong>Use it when</strong>.*?</p>", html_of(site, page), re.S)
+    ]
+    assert len(told) == len(mtopt.__all__) - 1
+    assert all(len(line) > 25 and line.endswith(".") for line in told)
+
+
+def test_the_api_shows_nothing_internal(pages, site):
+    names = {anchor.split(".")[1] for page in API for anchor in pages[page].anchors if anchor.startswith("mtopt.")}
+    assert names == set(mtopt.__all__) - {"__version__"}
+    own = {
+        name
+        for path in (ROOT / "mtopt").rglob("*.py")
+        for name in re.findall(r"^(?:class )?(\w+)(?: =|[(:])", path.read_text(), re.M)
+    }
+    own -= {*mtopt.__all__, "Stream", "Writer"}  # the last two are what a user may write, and what TensorBoard has
+    for page in API:
+        signatures = re.findall(r'<div class="doc-signature.*?</div>', html_of(site, page), re.S)
+        words = {word for signature in signatures for word in re.findall(r"\b[A-Z]\w+", text_of(signature))}
+        assert not words & own, page
+        assert not [anchor for anchor in pages[page].anchors if "._" in anchor]
+
+
+def test_a_long_signature_has_a_line_for_each_argument(site):
+    signature = text_of(html_of(site, "api/optimizer").split('<div class="doc-signature')[1].split("</div>")[0])
+    assert "\n    *,\n    at: str" in signature  # without ruff it is one line
+
+
+def config_with(monkeypatch, **environment: str) -> MkDocsConfig:
+    for name in ("MTOPT_SITE_URL", "MTOPT_REPO_URL", "MTOPT_VERSIONS", "READTHEDOCS_CANONICAL_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = load_config(str(CONFIG))
+    return config.plugins.on_config(config)
+
+
+def test_without_an_address_the_site_is_for_a_placeholder_and_links_to_no_repository(monkeypatch):
+    config = config_with(monkeypatch)
+    assert (config.site_url, config.repo_url, config.edit_uri) == ("https://example.org/mtopt/", None, None)
+    assert not config.extra.version["provider"]
+
+
+@pytest.mark.parametrize("name", ["MTOPT_SITE_URL", "READTHEDOCS_CANONICAL_URL"])
+def test_the_environment_has_the_addresses(monkeypatch, name):
+    config = config_with(
+        monkeypatch, MTOPT_REPO_URL="https://git.example/us/mtopt", MTOPT_VERSIONS="mike", **{name: ADDRESS}
+    )
+    assert (config.site_url, config.repo_url, config.edit_uri) == (
+        ADDRESS,
+        "https://git.example/us/mtopt",
+        "edit/main/docs/",
+    )
+    assert config.extra.version["provider"] == "mike"
+
+
+def test_the_sitemap_and_the_cards_have_the_address_of_each_page(site):
+    sitemap = (site / "sitemap.xml").read_text(encoding="utf-8")
+    canonical = {page: re.search('<link rel="canonical" href="(.*?)">', html_of(site, page))[1] for page in PAGES}
+    assert set(re.findall("<loc>(.*?)</loc>", sitemap)) == set(canonical.values())
+    for page, address in canonical.items():
+        card = dict(re.findall('<meta property="og:(\\w+)" content="(.*?)">', html_of(site, page)))
+        assert (card["url"], address) == (address, address.removesuffix(url_of(page)) + url_of(page))
+        assert (site / urlsplit(card["image"]).path.removeprefix("/mtopt/")).is_file()
+        assert card["title"]
+        assert len(card["description"]) > 30
+
+
+def leaves(nav: list[Any] | dict[str, Any] | str) -> Iterator[str]:
+    """The pages of a nav, in their order."""
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from leaves(part)
+
+
+def test_the_list_for_language_models_has_each_page_of_the_nav_in_its_order(site):
+    linked = re.findall(r"^- \[.+\]\((\S*)\): \S", (site / "llms.txt").read_text(encoding="utf-8"), re.M)
+    nav = leaves(yaml.load(CONFIG.read_text(encoding="utf-8"), yaml_loader())["nav"])
+    assert linked == [url_of(page.removesuffix(".md")) or "./" for page in nav]
+
+
+def yaml_loader() -> type[yaml.SafeLoader]:
+    """One that takes `!ENV` for its value."""
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_constructor("!ENV", lambda loader, node: None)
+    return loader
+
+
+def test_the_command_mkdocs_finds_the_extensions_of_the_site_too(tmp_path):
+    code = (
+        "import sys; from mkdocs.config import load_config; config = load_config(sys.argv[1]);"
+        "print(*config.plugins.on_config(config).markdown_extensions)"
+    )
+    run = [sys.executable, "-P", "-c", code, str(CONFIG)]  # without the current folder on the path, as commands are
+    found = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "MathML" in found
+    assert "Properties" in found
 
 
 def test_the_changelog_is_on_the_site(pages, site):
@@ -187,13 +311,17 @@ AXE_OPTIONS = {
     ("desktop", "light"): {"preload": False, "rules": {"scrollable-region-focusable": {"enabled": False}}},
     ("phone", "dark"): {"preload": False, "runOnly": ["color-contrast"]},  # what differs: a run takes a second a page
 }
-SEEN = """
+SEEN = r"""
 const hidden = [...document.querySelectorAll("math")].filter(formula => {
+  if (formula.closest("details:not([open])")) return false
   const box = formula.getBoundingClientRect()
   return box.width === 0 || box.height === 0
 })
+const broken = [...document.querySelectorAll("td code, th code")].filter(name =>
+  !/[\s-]/.test(name.textContent) && name.getClientRects().length > 1)
 const root = document.documentElement
-return [document.body.dataset.mdColorScheme, root.scrollWidth, root.clientWidth, hidden.map(math => math.textContent)]
+return [document.body.dataset.mdColorScheme, root.scrollWidth, root.clientWidth,
+  hidden.map(math => math.textContent), broken.map(name => name.textContent)]
 """
 
 
@@ -204,6 +332,7 @@ class Visit(NamedTuple):
     width: int
     room: int
     hidden: list[str]
+    broken: list[str]
     faults: list[str]
     errors: list[str]
     requests: list[str]
@@ -328,6 +457,34 @@ def test_every_formula_is_visible(visits):
     assert not {name: visit.hidden for name, visit in visits.items() if visit.hidden}
 
 
+def test_no_name_in_a_table_is_broken(visits):
+    assert not {name: visit.broken for name, visit in visits.items() if visit.broken}
+
+
+def test_the_first_example_is_seen_whole_on_a_desktop(browser, address):
+    show(browser, address)
+    block = browser.find_element(By.CSS_SELECTOR, ".language-python pre > code")
+    assert block.get_property("scrollWidth") <= block.get_property("clientWidth")
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgba(0, 0, 0, 0)"), ("dark", "rgba(255, 255, 255, 1)")])
+def test_a_picture_lies_on_white_in_the_dark(browser, address, scheme, ground):
+    show(browser, f"{address}methods/", scheme)
+    picture = browser.find_element(By.CSS_SELECTOR, ".md-content img")
+    assert picture.value_of_css_property("background-color") == ground
+
+
+def test_no_text_of_the_chooser_leaves_its_box(browser, address):
+    show(browser, f"{address}pictures/chooser.svg")
+    rooms = browser.execute_script("""
+        return [...document.querySelectorAll("g")].flatMap(group => {
+          const box = group.querySelector("rect").getBBox()
+          return [...group.querySelectorAll("text")].map(text => box.width - text.getBBox().width)
+        })""")
+    assert len(rooms) > 20
+    assert min(rooms) > 4
+
+
 def test_an_error_and_a_request_to_another_host_would_be_seen(browser, address):
     show(browser, address)
     browser.execute_async_script("""
@@ -352,7 +509,16 @@ def test_a_pale_text_would_be_seen(browser, address, axe):
 
 
 @pytest.mark.parametrize(
-    ("query", "page"), [("sign_purity", "api/#mtopt.sign_purity"), ("conflict", "seeing-conflict/")]
+    ("query", "page"),
+    [
+        ("sign_purity", "api/engine/#mtopt.sign_purity"),
+        ("conflict", "seeing-conflict/"),
+        ("multi-task learning", "glossary/"),
+        ("gradient accumulation", "recipes/"),
+        ("loss weights", "api/weightings/"),
+        ("gradient conflict", "seeing-conflict/"),
+        ("PINN", "tutorials/physics/"),
+    ],
 )
 def test_the_search_finds(browser, address, query, page):
     show(browser, address)
