@@ -54,7 +54,7 @@ LAST = ("`GradDrop`", '`at="activations"`')
 AFTER = ("Then compare it with the plain sum,", "each at its own learning rate.")
 
 STYLE = """
-text { font: 13.5px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1a1a1a; text-anchor: middle; }
+text { font: 13.5px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1a1a1a; text-anchor: middle; }
 .code { font: 12px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .answer { font-weight: bold; }
 .question rect { fill: #e6f0fa; stroke: #2b5c8a; stroke-width: 1.5; }
