@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy
 import pytest
@@ -345,6 +346,28 @@ def test_what_a_step_allocates_is_measured_and_not_within_a_profiler():
         assert study(seeds=1).runs[0]["memory"] is None
 
 
+def test_the_time_of_a_step_is_the_processor_s_and_not_what_others_take_meanwhile():
+    def make_losses(model, batch):
+        time.sleep(0.03)
+        return two_losses(model, batch)
+
+    result = study(make_losses=make_losses, seeds=1)
+    assert all(0 < run["seconds_per_step"] < 0.02 for run in result.runs)
+    assert {run["clock"] for run in result.runs} == {"CPU time"}
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_number_of_threads_is_told_beside_the_times_and_kept_in_the_study(threads, told):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        result = study(seeds=1)
+    finally:
+        torch.set_num_threads(before)
+    assert result.study["threads"] == threads
+    assert f"time per step, ms (CPU time, {told})" in str(result)
+
+
 def test_too_few_steps_have_no_time():
     result = study(batches=BATCHES[:1])
     assert [run["seconds_per_step"] for run in result.runs] == [None] * 4
@@ -489,6 +512,15 @@ def test_an_error_in_the_users_code_says_in_which_run(tmp_path):
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_on_another_number_of_threads_are_refused(tmp_path, monkeypatch):
+    """Their times would not be comparable, and the last bits of their numbers differ."""
+    study(output=tmp_path / "runs.jsonl", batches=BATCHES[:1])
+    n = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n + 1)
+    with pytest.raises(ValueError, match=f"`threads` is {n} there and {n + 1} here"):
+        study(output=tmp_path / "runs.jsonl", batches=BATCHES[:1])
 
 
 @pytest.mark.parametrize(
@@ -715,7 +747,7 @@ def test_a_model_that_was_trained_already_is_refused():
 
 
 def made_up_run(method, seed, **losses):
-    costs = {"steps": 10, "seconds_per_step": 0.001, "memory": 1000, "diverged": None, "start": ""}
+    costs = {"steps": 10, "seconds_per_step": 0.001, "clock": "CPU time", "memory": 1000, "diverged": None, "start": ""}
     return {"method": method, "seed": seed, "losses": losses, "metrics": {"score": -sum(losses.values())}, **costs}
 
 
@@ -727,7 +759,7 @@ def made_up(values):
         for seed, row in enumerate(zip(*losses.values(), strict=True))
     ]
     n_seeds = max(len(column) for losses in values.values() for column in losses.values())
-    about = {"methods": dict.fromkeys(values, ""), "seeds": list(range(n_seeds)), "epochs": 1}
+    about = {"methods": dict.fromkeys(values, ""), "seeds": list(range(n_seeds)), "epochs": 1, "threads": 2}
     return Comparison(about, runs, True)
 
 

@@ -18,7 +18,7 @@ from .extras import extra
 from .progress import Report, progress_bar
 from .records import Records
 from .runs import RunRecord, check_unchanged, train
-from .statistics import summarize
+from .statistics import Summary, summarize
 from .study import Study, checked_study
 from .table import as_rich, as_text, sentences, terminal_width, wrapped
 
@@ -32,11 +32,12 @@ class Comparison:
 
     Attributes:
         study: What was compared: `methods` with their settings, `seeds`, `epochs` or `seconds`, `at`,
-            whether there are `metrics`, `versions`.
+            whether there are `metrics`, how many `threads` torch has, `versions`.
         runs: The finished runs, ordered by seed, then method. Each is a dict with `method`, `seed`, `losses` and
             `metrics` by name, `curves` (for each loss its mean in each of 20 equal parts of the run), `steps`,
-            `seconds_per_step` (the median, without the first two steps), `memory` (peak bytes of the second step,
-            beyond weights and optimizer state; `None` where not known), `diverged` (`None`, or what was not finite),
+            `seconds_per_step` (the median, without the first two steps) by the `clock` (CPU time of this process, on
+            all its threads; of a model elsewhere wall-clock time), `memory` (peak bytes of the second step, beyond
+            weights and optimizer state; `None` where not known), `diverged` (`None`, or what was not finite),
             `optimizer` and `start` (a digest of the weights that it started from).
         complete: Whether all runs are finished.
     """
@@ -45,9 +46,13 @@ class Comparison:
     runs: list[RunRecord]
     complete: bool
 
+    @property
+    def _summary(self) -> Summary:
+        return summarize(self.runs, self.study["methods"], self.study["threads"])
+
     def table(self) -> Any:
         """The table as a `rich.table.Table`, for a terminal or a notebook."""
-        return as_rich(summarize(self.runs, self.study["methods"]))
+        return as_rich(self._summary)
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, trade_off: Sequence[str] | None = None) -> Figure:
         """Draw the losses over the training, two quantities against each other, and the costs.
@@ -67,11 +72,11 @@ class Comparison:
         """
         from .plot import plot
 
-        return plot(self.runs, summarize(self.runs, self.study["methods"]), trade_off, path)
+        return plot(self.runs, self._summary, trade_off, path)
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, JSON-able: `quantities` with the results of each method, `costs`, and what was compared."""
-        summary = dataclasses.asdict(summarize(self.runs, self.study["methods"]))
+        summary = dataclasses.asdict(self._summary)
         return {"study": dict(self.study), "complete": self.complete, **summary}
 
     def text(self, width: int | None = None) -> str:
@@ -88,7 +93,7 @@ class Comparison:
             first += f"; only {len(self.runs)} of {n_methods * n_seeds} runs are finished"
         if not self.runs:
             return first
-        summary = summarize(self.runs, self.study["methods"])
+        summary = self._summary
         said = [*sentences(summary), *_first_divergence(self.runs)]
         return "\n".join([first, "", as_text(summary, width), "", *wrapped(said, width)])
 
@@ -137,8 +142,8 @@ def compare(
             the model that returns a module or several. Or a dict of these by the methods' names; one that it does not
             name has `"activations"`.
         epochs: Passes over the batches in each run.
-        seconds: Instead of `epochs`: each run trains for so long, over the batches again and again. The clock starts
-            after two steps.
+        seconds: Instead of `epochs`: each run trains for so long by the wall clock, over the batches again and again.
+            The clock starts after two steps.
         output: A file, JSON lines, that each finished run is added to. If it has runs of the same study, these are not
             repeated. Of your functions only a change in initial weights, in the optimizer's settings or in the names of
             losses is noticed: give another file after any other.

@@ -25,6 +25,7 @@ from .study import Study
 
 PARTS = 20  # of a run, for the curves of its losses
 FREE_STEPS = 2  # The first warms up and in the second memory is measured: their time counts for nothing.
+CPU, WALL = "CPU time", "wall-clock time"
 
 RunRecord = dict[str, Any]
 """What is known of a finished run, JSON-able; the keys are told in `Comparison`."""
@@ -88,6 +89,7 @@ class _Training:
         self.names: list[str] | None = list(earlier[0]["losses"]) if earlier else None
         self.values: list[list[float]] = []  # of each step, NaN for an absent loss
         self.last_epoch = 0  # its first step
+        self.clock = CPU if self.device.type == "cpu" else WALL
         self.times: list[float] = []
         self.memory: int | None = None
         self.diverged: str | None = None
@@ -120,12 +122,17 @@ class _Training:
             if self.study.seconds is not None:
                 self.deadline = time.perf_counter() + self.study.seconds
             return
-        before = time.perf_counter()
+        before = self._now()
         self._update(batch)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         if number >= FREE_STEPS:
-            self.times.append(time.perf_counter() - before)
+            self.times.append(self._now() - before)
+
+    def _now(self) -> float:
+        """On a CPU, the time of this process alone, on all its threads: other programs do not count."""
+        if self.clock == CPU:
+            return time.process_time()
+        torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
 
     def _update(self, batch: Any) -> None:
         losses, entries = self._losses(batch)
@@ -171,6 +178,7 @@ class _Training:
             "metrics": self._metrics(earlier),
             "steps": len(self.values),
             "seconds_per_step": median(self.times) if self.times else None,
+            "clock": self.clock,
             "memory": self.memory,
             "diverged": self.diverged,
             **self.origin,

@@ -75,15 +75,17 @@ class Summary:
         costs: Of each method.
         tests: How many tests the p-values are corrected for.
         copies: Seeds left out, because the plain sum's run was the same as with an earlier seed.
+        clock: By what the steps were timed, in words.
     """
 
     quantities: list[Quantity]
     costs: dict[str, Cost]
     tests: int
     copies: list[int]
+    clock: str = ""
 
 
-def summarize(runs: Sequence[RunRecord], methods: Iterable[str]) -> Summary:
+def summarize(runs: Sequence[RunRecord], methods: Iterable[str], threads: int | None = None) -> Summary:
     """The runs of a study, the plain sum's among them, as means, differences to the plain sum, and words."""
     methods = list(methods)
     copies = _copied_seeds(runs)
@@ -109,7 +111,8 @@ def summarize(runs: Sequence[RunRecord], methods: Iterable[str]) -> Summary:
                 difference = estimate(differences[key])
                 results[method] = Result(mean, difference, p, _verdict(difference, p, kind == "metric"))
         quantities.append(Quantity(kind, name, kind == "metric", results))
-    return Summary(quantities, {method: _cost(runs, method) for method in methods}, len(tested), copies)
+    costs = {method: _cost(runs, method) for method in methods}
+    return Summary(quantities, costs, len(tested), copies, _clock(runs, threads))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -176,6 +179,11 @@ def _copied_seeds(runs: Sequence[RunRecord]) -> list[int]:
                 copies.append(run["seed"])
             seen.append(numbers)
     return copies
+
+
+def _clock(runs: Iterable[RunRecord], threads: int | None) -> str:
+    clocks = sorted({run["clock"] for run in runs})
+    return ", ".join([*clocks, *([] if threads is None else [f"{threads} thread{'' if threads == 1 else 's'}"])])
 
 
 def _cost(runs: Iterable[RunRecord], method: str) -> Cost:

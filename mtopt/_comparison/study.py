@@ -108,6 +108,7 @@ class Study:
             **length,
             "at": at,
             "metrics": self.make_metrics is not None,
+            "threads": torch.get_num_threads(),
             "versions": {"mtopt": __version__, "torch": torch.__version__},
         }
 

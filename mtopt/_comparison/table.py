@@ -24,7 +24,9 @@ def rows(summary: Summary) -> Iterator[Row]:
         yield (f"{quantity.kind} {quantity.name} ({'more' if quantity.larger_is_better else 'less'} is better)",)
         for method, result in quantity.results.items():
             yield (method, *_cells(result))
-    yield from _cost_rows("time per step, ms", summary.costs, lambda cost: _times(cost.seconds_per_step, 1e3))
+    yield from _cost_rows(
+        f"time per step, ms ({summary.clock})", summary.costs, lambda cost: _times(cost.seconds_per_step, 1e3)
+    )
     yield from _cost_rows("peak memory of a step, MB", summary.costs, lambda cost: _times(cost.memory, 1e-6))
     if len({cost.steps for cost in summary.costs.values()} - {None}) > 1:
         yield from _cost_rows("steps", summary.costs, lambda cost: cost.steps)

@@ -1,4 +1,4 @@
-"""Cosines of the losses' gradients as a square of greys. No numbers of its own."""
+"""Cosines of the losses' gradients as a square: red below 0, white at 0, blue above. No numbers of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NUMBERED = 6  # losses up to which each cosine is written into its field
 NAMED = 48  # losses up to which each has its name at the edge
+DASHED = -0.1  # cosines below have a dash
+DARK = 0.6  # cosines from which a field is dark
 
 
 def room(n_losses: int) -> tuple[float, float]:
@@ -30,7 +32,9 @@ def known(cosines: Tensor) -> Tensor:
 
 
 def draw_cosines(axes: Axes, losses: Sequence[str], cosines: Sequence[Sequence[float]], title: str) -> None:
-    """One field for each two losses: black at -1, white at 1, hatched where there is none.
+    """One field for each two losses: red at -1, white at 0, blue at 1, hatched where there is none.
+
+    In grey both ends are dark: what is below 0 has its number, or a dash.
 
     Args:
         axes: Where to draw.
@@ -39,14 +43,19 @@ def draw_cosines(axes: Axes, losses: Sequence[str], cosines: Sequence[Sequence[f
         title: What they are the cosines of.
     """
     names, n = labels(losses, 14), len(losses)
-    image = axes.imshow(cosines, cmap="gray", vmin=-1, vmax=1)
+    image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
     fields = [(i, j, cosine) for i, row in enumerate(cosines) for j, cosine in enumerate(row)]
     missing = [field for field in fields if isnan(field[2])]
     if n <= NUMBERED:
         for i, j, cosine in fields:
             if not isnan(cosine):
-                color = "black" if cosine > -0.1 else "white"
+                color = "white" if abs(cosine) > DARK else "black"
                 axes.text(j, i, f"{cosine:+z.2f}", ha="center", va="center", color=color)
+    elif n <= NAMED:
+        for color, low, high in (("white", -2.0, -DARK), ("black", -DARK, DASHED)):
+            dashed = [(j, i) for i, j, cosine in fields if low <= cosine < high]
+            if dashed:
+                axes.scatter(*zip(*dashed, strict=True), marker="_", s=(150 / n) ** 2, color=color)
     if missing:
         axes.patch.set(**HATCHED)
     ticks = range(0, n, -(-n // NAMED))
@@ -54,4 +63,5 @@ def draw_cosines(axes: Axes, losses: Sequence[str], cosines: Sequence[Sequence[f
     axes.set_xticks(ticks, names[:: ticks.step], rotation=90, fontsize=size)
     axes.set_yticks(ticks, names[:: ticks.step], fontsize=size)
     axes.set(title=title, xlabel="loss (hatched: no gradients to compare)" if missing else "loss", ylabel="loss")
-    axes.figure.colorbar(image, ax=axes, label="cosine of the gradients", fraction=0.05, pad=0.03)
+    label = "cosine of the gradients" + (f" (dash: below {DASHED:g})" if NUMBERED < n <= NAMED else "")
+    axes.figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.03)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.autograd.graph import Node
 
 from .._graph.loss_graph import LossGraph
 from .._graph.supports import Edge
 from .._torch import sequence_number, variable_of
-from .rows import is_leaf
+from .rows import is_leaf, is_parameter
 
 
 class Modules:
@@ -38,7 +37,7 @@ class Modules:
 
     def _find_shared(self, used: list[Node]) -> None:
         several = {key: leaf for key, leaf in self.leaf_of.items() if self.graph.shared(leaf)}
-        several = {key: leaf for key, leaf in several.items() if isinstance(variable_of(leaf), nn.Parameter)}
+        several = {key: leaf for key, leaf in several.items() if is_parameter(leaf)}
         if not several:
             raise RuntimeError(
                 "The `losses` share no parameter, so there is nothing to combine. If they should, see that they come "
@@ -60,12 +59,6 @@ class Modules:
         first = {name: min(place.get(leaf, len(place)) for leaf in leaves) for name, leaves in found.items()}
         self.shared = dict(sorted(found.items(), key=lambda item: first[item[0]]))
 
-    @property
-    def device(self) -> torch.device:
-        leaf = next(iter(self.shared.values()))[0]
-        device: torch.device = variable_of(leaf).device
-        return device
-
     def _below(self) -> tuple[dict[Node, int], set[Node]]:
         """For each node the parameters below it, as a bit mask of their order; and the nodes below which is data."""
         below: dict[Node, int] = {}
@@ -76,7 +69,8 @@ class Modules:
                 below[node] |= 0 if child is None else below[child]
                 if child is None or child in fed:
                     fed.add(node)
-            if node.name().startswith("Embedding"):  # its data are whole numbers, of which the graph does not know
+            of_data = is_leaf((node, 0)) and not is_parameter(node)  # an input that needs a gradient
+            if of_data or node.name().startswith("Embedding"):  # whose data are whole numbers: the graph has them not
                 fed.add(node)
         return below, fed
 

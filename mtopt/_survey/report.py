@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from os import PathLike
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .._backward.fan_out import hidden_layers_refused
 from .._checks import check_chunk_size
 from .._combine.combination import without_autocast
 from .._combine.conflict import Conflict
-from .._graph.alive import check_alive
 from .._graph.batching import Batching
-from .._graph.loss_graph import LossGraph
-from .._graph.losses import cotangents, read_losses
-from .._graph.sites import final_sites
-from .._torch import variable_of
+from .._graph.losses import read_losses
 from .._transform import LossesLike
 from .checks import check_graph, check_model, check_rows, combines, notes_on, refusals_explained
-from .cost import cost_at_activations, cost_at_module, cost_at_parameters
+from .cost import cost_at_activations, cost_at_module, cost_at_parameters, plain_seconds
 from .findings import Findings
 from .modules import Modules
+from .noise import signals
 from .places import best_place, overlap_of
 from .rows import (
     Batch,
+    ConflictAt,
+    batch_of,
     conflict_at,
     is_leaf,
     made_by,
-    plain_backward,
     rows_at,
     rows_at_meetings,
-    rows_thrown_away,
     untouched,
 )
 from .table import as_text
+from .verdict import Measured, Numbers, doubtful, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,15 +54,21 @@ class ConflictReport(Findings):
         modules: Each with its `name`, the `size` of what is shared of its own parameters, the `losses` that reach it,
             and its `conflict`; in the order of the forward pass.
         total: The conflict over all shared parameters.
+        signals: How many standard errors each product of two gradients is from 0, `(T, T)`: from the products between
+            eight different parts of the batch, so that what two losses have in common by chance does not count. It is
+            measured for up to 8 losses whose cosine with another is below -0.1; NaN for the others, and where the batch
+            cannot be parted.
         meetings: Where several losses meet at an activation: the `name` of the operation that made it, its `shape`,
             `size`, `losses` and `conflict`. It is what `at="activations"` acts on.
         best: Where to combine the gradients: `at`, the name of the `module`, the `code` to write, and the `reason`.
-        plain_seconds: What a backward of the plain sum takes.
+        plain_seconds: What a backward of the plain sum takes: on a CPU the time of one thread, whatever other programs
+            do; elsewhere by the wall clock.
         costs: The predicted backward at each place where there is something to combine: `at`, `seconds`, `times` (as a
             multiple of the plain sum's), `memory` (bytes by which the peak grows at most, with GradDrop) and
             `memory_of_rows` (the same for methods that need all gradients at once, those from the Gramian; `None` where
             they would have nothing to combine).
         notes: What else one should know.
+        verdict: What follows from all that, in sentences, the most urgent first.
     """
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
@@ -98,9 +104,11 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
     """Look at one batch before training: do the losses' gradients conflict, where, and what would it cost to act?
 
     It takes the gradients of each loss for all shared parameters, and holds them for the moment: T times the shared
-    parameters' memory, and about 2 T + 4 backwards. The `.grad`, the random state and the model's buffers stay as they
-    were, and a backward of the losses may follow. Hooks on tensors and modules run, as in any backward, since they may
-    be part of the gradient; those on what is accumulated in `.grad` do not.
+    parameters' memory, or three times that where it must be told whether a conflict is chance. It takes about 5 T
+    backwards, more where these are so short that the clock needs them, and 9 for each loss whose gradient points apart
+    from another one's. The `.grad`, the random state and the model's buffers stay as they were, and a backward of the
+    losses may follow. Hooks on tensors and modules run, as in any backward, since they may be part of the gradient;
+    those on what is accumulated in `.grad` do not.
 
     Args:
         losses: As for `MultiLossOptimizer.backward`: a list, a dict or a 1-D tensor; `None` is absent.
@@ -129,38 +137,28 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
     """
     check_model(model)
     batching = Batching(check_chunk_size(chunk_size))
-    before = perf_counter()
     present, roots = read_losses(losses)
     if len(present) < 2:
         raise ValueError("`losses` has only one loss that is present, but it takes two to conflict.")
-    graph = LossGraph(roots)
-    graph.look_through_parts()
-    check_alive(graph)
-    meetings = graph.frontier(parting=True)
-    sites, _ = final_sites(graph, lambda leaf: isinstance(variable_of(leaf), nn.Parameter))
-    walk = perf_counter() - before
-    check_graph(graph, meetings)
-    modules = Modules(graph, model)
-    device = modules.device
-    batch = Batch(present, graph, cotangents(graph.roots, None), meetings, sites, device)
-    with untouched(model), hidden_layers_refused(), without_autocast(device.type), refusals_explained():
-        return _surveyed(batch, modules, batching, walk)
+    batch = batch_of(present, roots)
+    check_graph(batch.graph, batch.meetings)
+    modules = Modules(batch.graph, model)
+    with untouched(model), hidden_layers_refused(), without_autocast(batch.device.type), refusals_explained():
+        return _surveyed(batch, modules, batching)
 
 
-def _surveyed(batch: Batch, modules: Modules, batching: Batching, walk: float) -> ConflictReport:
+def _surveyed(batch: Batch, modules: Modules, batching: Batching) -> ConflictReport:
     arrived = rows_at_meetings(batch)
     if batch.sites and all(overlap_of(at).apart for at in arrived):  # which the graph does not show
         batch = replace(batch, sites=())
         arrived = rows_at_meetings(batch)
     leaves = list(batch.graph.leaves())
-    edges = [(leaf, 0) for leaf in leaves]
-    first, found = batch.timed(lambda: rows_at(batch, edges, batching))
-    seconds_of_rows = min(first, batch.timed(lambda: rows_thrown_away(batch, edges, batching))[0])
-    plain = min(batch.timed(lambda: plain_backward(batch))[0] for _ in range(3))
+    found = rows_at(batch, [(leaf, 0) for leaf in leaves], batching)
     check_rows(batch.graph, found)
     at_leaf = dict(zip(leaves, found, strict=True))
-    sites = {name: [at_leaf[leaf] for leaf in mine] for name, mine in modules.shared.items()}
-    seen = [conflict_at(batch, name, mine) for name, mine in sites.items()]
+    sites = {name: [(leaf, at_leaf[leaf]) for leaf in mine] for name, mine in modules.shared.items()}
+    rows = {name: [at for _, at in mine] for name, mine in sites.items()}
+    seen = [conflict_at(batch, name, mine) for name, mine in rows.items()]
     total = Conflict(batch.names)
     for module in seen:
         total.include(module.conflict)
@@ -170,12 +168,51 @@ def _surveyed(batch: Batch, modules: Modules, batching: Batching, walk: float) -
         if not is_leaf(meeting.edge)
     ]
     best, edge = best_place(batch, modules, arrived)
-    costs = [cost_at_activations(batch, plain, walk, arrived)] if combines(arrived) else []
+    plain = plain_seconds(batch)
+    costs = [cost_at_activations(batch, plain, arrived)] if combines(arrived) else []
     if edge is not None:
-        costs.append(cost_at_module(batch, plain, walk, edge, best))
-    flat = [at for mine in sites.values() for at in mine]
+        costs.append(cost_at_module(batch, plain, edge, best))
+    flat = [at for mine in rows.values() for at in mine]
     plain_rows = all(at.plain for at in flat)
     if plain_rows:
-        costs.append(cost_at_parameters(batch, plain, walk, flat, seconds_of_rows, batching))
+        costs.append(cost_at_parameters(batch, plain, flat, batching))
     notes = notes_on(batch, modules, seen, total, plain=plain_rows)
-    return ConflictReport(tuple(batch.names), tuple(seen), total, tuple(meetings), best, plain, tuple(costs), notes)
+    times = next((cost.times for cost in costs if cost.at == best.at), None)
+    numbers = _numbers(batch, modules, seen, total, times)
+    if looked_at := doubtful(numbers):
+        beyond = signals(batch, list(sites.values()), modules.fed, looked_at)
+        numbers = _numbers(batch, modules, seen, total, times, *beyond)
+    return ConflictReport(
+        tuple(batch.names),
+        tuple(seen),
+        total,
+        torch.tensor(numbers.total.signals),
+        tuple(meetings),
+        best,
+        plain,
+        tuple(costs),
+        notes,
+        verdict(numbers),
+    )
+
+
+def _numbers(
+    batch: Batch,
+    modules: Modules,
+    seen: Sequence[ConflictAt],
+    total: Conflict,
+    times: float | None,
+    at_modules: Sequence[Tensor] | None = None,
+    at_all: Tensor | None = None,
+) -> Numbers:
+    """What the verdict is made from; signals are not known unless they are given."""
+    unknown = torch.full((len(batch.losses),) * 2, nan, dtype=torch.float64)
+
+    def measured(conflict: Conflict, signal: Tensor, name: str = "", code: str = "") -> Measured:
+        return Measured(conflict.norms.tolist(), conflict.cosines.tolist(), signal.tolist(), name, code)
+
+    there = [
+        measured(module.conflict, signal, module.name, modules.written(module.name))
+        for module, signal in zip(seen, at_modules or [unknown] * len(seen), strict=True)
+    ]
+    return Numbers(batch.names, measured(total, unknown if at_all is None else at_all), there, times)

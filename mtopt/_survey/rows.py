@@ -1,27 +1,28 @@
-"""One batch's rows at any place of its graph, by the clock, and with nothing changed. Judges nothing."""
+"""One batch's rows at any place of its graph, with nothing changed. Judges nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from .._combine.conflict import Conflict
 from .._combine.products import PART
+from .._graph.alive import check_alive
 from .._graph.batching import Batching
 from .._graph.loss_graph import LossGraph, Meeting, gradient_edge
+from .._graph.losses import cotangents
 from .._graph.rows import rows_at as rows_at_sites
 from .._graph.rows import rows_below
+from .._graph.sites import final_sites
 from .._graph.supports import Edge
-from .._torch import AccumulateGrad, operator_of
+from .._torch import AccumulateGrad, operator_of, variable_of
 from .._transform import Losses
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Batch:
         starts: The gradient that each loss starts with.
         meetings: All of the frontier.
         sites: Where all losses have met, which is what `at="activations"` acts on.
-        device: Where the shared parameters are, and the clock must wait.
     """
 
     losses: Losses
@@ -40,7 +40,10 @@ class Batch:
     starts: Sequence[Tensor]
     meetings: Sequence[Meeting]
     sites: Sequence[Meeting]
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.starts[0].device
 
     @property
     def names(self) -> list[str]:
@@ -51,17 +54,14 @@ class Batch:
         """Where `at="activations"` combines rows; or would, if the losses had a coordinate in common there."""
         return list(self.sites) or [meeting for meeting in self.meetings if len(meeting.positions) > 1]
 
-    def timed(self, run: Callable[[], R]) -> tuple[float, R]:
-        """The seconds that it took, and what it gave."""
-        self._wait()
-        before = perf_counter()
-        result = run()
-        self._wait()
-        return perf_counter() - before, result
 
-    def _wait(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+def batch_of(losses: Losses, roots: Sequence[Edge]) -> Batch:
+    """What is known of the losses before any gradient."""
+    graph = LossGraph(roots)
+    graph.look_through_parts()
+    check_alive(graph)
+    sites, _ = final_sites(graph, is_parameter)
+    return Batch(losses, graph, cotangents(graph.roots, None), graph.frontier(parting=True), sites)
 
 
 @dataclass
@@ -126,6 +126,11 @@ def made_by(meeting: Meeting) -> str:
 
 def is_leaf(edge: Edge) -> bool:
     return type(edge[0]) is AccumulateGrad
+
+
+def is_parameter(leaf: Node) -> bool:
+    """Whether a leaf is trained, unlike an input that requires grad."""
+    return isinstance(variable_of(leaf), nn.Parameter)
 
 
 def plain_backward(batch: Batch) -> None:

@@ -42,13 +42,16 @@ def as_text(report: Findings, width: int) -> str:
         *_wrapped(report.best.code, width),
         *_wrapped(report.best.reason, width),
         "",
-        f"A backward, predicted (the plain sum of the losses: {_seconds(report.plain_seconds)})",
+        *_wrapped(f"A backward, predicted (the plain sum of the losses: {_seconds(report.plain_seconds)})", width, ""),
         *_costs(report),
         "",
     ]
     for note in report.notes:
         parts += _wrapped(f"Note: {note}", width, "")
     parts += _wrapped(LEGEND.format(chance=100 * (1 - 2.0 ** (1 - n)), n=n), width, "")
+    parts += ["", "Verdict"]
+    for sentence in report.verdict:
+        parts += _wrapped(sentence, width)
     return "\n".join(parts)
 
 
