@@ -164,7 +164,7 @@ def check_keep(keep: Keep) -> Keep:
 
 
 def try_keep(keep: Keep) -> Keep:
-    """Try a keep function on three purities: a wrong type shall not come up in the middle of a backward."""
+    """Try a keep function on three purities: a wrong type shall not come up in the middle of a backward pass."""
     if not callable(keep):
         return keep
     try:

@@ -19,7 +19,7 @@ from ._transform import Losses, Site, Transform
 
 
 class MultiLossLayer(nn.Module):
-    """Gives each loss its own alias of a shared activation, and combines their gradients in the one backward.
+    """Gives each loss its own alias of a shared activation, and combines their gradients in the one backward pass.
 
     Any optimizer and a plain `sum(losses).backward()` will do. Active in `train()`; in `eval()` the gradients are
     simply summed. The values are never changed. It sees no loss, so the factor of a GradScaler stays in the rows: a

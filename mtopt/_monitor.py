@@ -41,9 +41,9 @@ class Writer(Protocol):
 class Monitor:
     r"""Looks at every n-th step of an optimizer or a layer: do the gradients conflict, and what is made of them?
 
-    It takes no backward of its own, and changes no gradient and no random number; steps between are not slower. At a
-    step that is looked at, the losses' gradients are held until it is done. The numbers, by loss, and by site where the
-    losses meet (at parameters all are one site):
+    It takes no backward pass of its own, and changes no gradient and no random number; steps between are not slower.
+    At a step that is looked at, the losses' gradients are held until it is done. The numbers, by loss, and by site
+    where the losses meet (at parameters all are one site):
 
     - `loss/NAME`, `weight/NAME`: the loss, and its weight by the loss weightings (1 without); not in a layer.
     - `site0/norm/NAME`: length of its gradient; a GradScaler's factor is taken out where it is known.

@@ -1,4 +1,4 @@
-"""MultiLossOptimizer: passes as the optimizer that it wraps, and adds a backward of several losses. No maths."""
+"""MultiLossOptimizer: passes as the optimizer that it wraps, and adds a backward pass of several losses. No maths."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class MultiLossOptimizer(Optimizer):
 
         Args:
             losses: The losses, as a list, a dict of named ones or a 1-D tensor; `None` is absent in this step.
-            retain_graph: Whether another backward may follow through the same graph.
+            retain_graph: Whether another backward pass may follow through the same graph.
 
         Raises:
             TypeError: If a loss is not a real tensor, or a gradient to combine is complex or sparse.
@@ -181,7 +181,7 @@ class MultiLossOptimizer(Optimizer):
 
         Args:
             losses: As for `backward`; a dict may have other names in each call.
-            retain_graph: Whether another backward may follow through the same graph.
+            retain_graph: Whether another backward pass may follow through the same graph.
 
         Raises:
             TypeError: As for `backward`.
@@ -278,12 +278,12 @@ class MultiLossOptimizer(Optimizer):
     def step(  # type: ignore[override]
         self, losses: LossesLike | Callable[[], Any] | None = None, *more: Any, closure: Callable[[], Any] | None = None
     ) -> Any:
-        """Take one step of the inner optimizer, after a backward of the losses if they are given.
+        """Take one step of the inner optimizer, after a backward pass of the losses if they are given.
 
         Args:
             losses: As for `backward`. Left out, the step uses `.grad` as it is. A function is taken as the closure.
             closure: Evaluates the model anew, for optimizers such as LBFGS. It clears the gradients and returns the
-                losses (their backward is done here), or does its own backward and returns one loss. All random
+                losses (their backward is done here), or does its own backward pass and returns one loss. All random
                 decisions, and all weights of losses, are the same in each evaluation within one step. The inner
                 optimizer is told the sum of the weighted losses. If it searches along a line by that
                 (`line_search_fn="strong_wolfe"`), use weightings alone: no loss has the gradient that the other
@@ -331,7 +331,7 @@ class MultiLossOptimizer(Optimizer):
             self._memory["told"].unless_handed(text, self._parameters())
 
     def explain(self) -> str:
-        """What the last backward did and why, what each transform is, and what to change if it is slow: one screen."""
+        """What the last backward pass did and why, what each transform is, what to change if it is slow: one screen."""
         last = self._memory["explanation"] or "no losses yet: call .step(losses) or .backward(losses)"
         transforms = transforms_explained(self.pipeline.transforms)
         inner = f"inner optimizer: {_name(self.inner)}, which takes the step"

@@ -93,7 +93,7 @@ def ranks_of(group: Any) -> Ranks:
 
 @contextmanager
 def lost_rank_explained() -> Iterator[None]:
-    """Say in plain words what a failed collective call means, also one of DistributedDataParallel within a backward."""
+    """Say in plain words what a failed collective call means, also one of DistributedDataParallel in backward."""
     try:
         yield
     except RuntimeError as error:

@@ -108,7 +108,7 @@ class Metadata(Protocol):
 
 
 def outputs_of(node: Node) -> Sequence[Metadata]:
-    """The tensors that a node made, which are the inputs of its backward."""
+    """The tensors that a node made, which are the inputs of its backward pass."""
     return node._input_metadata
 
 
@@ -149,7 +149,7 @@ def node_type(function: type[torch.autograd.Function]) -> type[Node]:
 
 
 def is_python_function(node: Node) -> bool:
-    """Whether its backward is that of an `autograd.Function`, which may do anything."""
+    """Whether its backward pass is that of an `autograd.Function`, which may do anything."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
@@ -173,7 +173,7 @@ def touch_saved(node: Node) -> None:
 
 
 def may_be_used_once(node: Node) -> bool:
-    """Whether a backward through the node may be allowed only once: behind hooks (a checkpoint), or compiled."""
+    """Whether a backward pass through the node may be allowed only once: behind hooks (a checkpoint), or compiled."""
     if node.name() == COMPILED:
         return True
     for raw_name, _ in _saved_names(type(node)):
@@ -187,11 +187,11 @@ def may_be_used_once(node: Node) -> bool:
 
 
 def _donated(node: Node) -> tuple[bool, bool]:
-    """Whether the backward of a compiled part is compiled, and whether what it saved is donated to it, to write over.
+    """Whether the backward pass of a compiled part is compiled, and whether what it saved is donated to it.
 
-    That is settled when the backward is first run: nothing is donated if that run retains the graph. A cache of earlier
-    compilations may have settled it. What was compiled under `DONATES_NOTHING` has None, which torch refuses to run
-    again, too, once the setting is on.
+    That is settled when the backward pass is first run: nothing is donated if that run retains the graph. A cache of
+    earlier compilations may have settled it. What was compiled under `DONATES_NOTHING` has None, which torch refuses to
+    run again, too, once the setting is on.
     """
     function = getattr(node, "_forward_cls", None) if node.name() == COMPILED else None
     donated = getattr(getattr(function, "metadata", None), "bw_donated_idxs", [])
@@ -206,13 +206,13 @@ def donates(node: Node) -> bool:
 
 
 def would_donate(node: Node) -> bool:
-    """Whether it will be one, unless the first run of its backward retains the graph."""
+    """Whether it will be one, unless the first run of its backward pass retains the graph."""
     return _donated(node) == (False, True)
 
 
 COMPILERS_SETTINGS = "torch._functorch.config"  # not there until it is imported
 DONATES_NOTHING = f"{COMPILERS_SETTINGS}.donated_buffer = False"
-"""The setting under which a compiled backward can be run several times."""
+"""The setting under which a compiled backward pass can be run several times."""
 
 
 @cache
@@ -224,17 +224,17 @@ def _saved_names(node_type: type) -> tuple[tuple[str, str], ...]:
 
 
 def tells_freed(error: RuntimeError) -> bool:
-    """Whether it says that an earlier backward has freed what this one needs."""
+    """Whether it says that an earlier backward pass has freed what this one needs."""
     return "second time" in str(error)
 
 
 def tells_changed(error: RuntimeError) -> bool:
-    """Whether it says that what a backward needs was changed in place."""
+    """Whether it says that what a backward pass needs was changed in place."""
     return "inplace operation" in str(error)
 
 
 def tells_donated(error: RuntimeError) -> bool:
-    """Whether it says that a compiled part can be differentiated only once: its backward writes over its needs."""
+    """Whether it says that a compiled part can be differentiated only once: its backward pass writes over its needs."""
     return "donated buffer" in str(error)
 
 
@@ -327,7 +327,7 @@ def below_sink(sink: Node, output: int) -> tuple[Node, int]:
 
 @contextmanager
 def wrappers_silent(sinks: Iterable[Node]) -> Iterator[None]:
-    """While active, no wrapper with a static graph takes a pass over a part for its backward."""
+    """While active, no wrapper with a static graph takes a pass over a part for its backward pass."""
     wrappers = {wrapper_of(sink) for sink in sinks}
     waiting = [m for m in wrappers if m.static_graph and not m._static_graph_delay_allreduce_enqueued]
     for model in waiting:
@@ -380,7 +380,7 @@ def opaque_operator(name: str, schema: str, function: Callable[..., Tensor], fak
 
 
 def keeps_graph() -> bool:
-    """Whether the backward that runs now was asked to retain its graph."""
+    """Whether the backward pass that runs now was asked to retain its graph."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
 
 

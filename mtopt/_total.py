@@ -88,13 +88,13 @@ class _Handed:
         """That of the losses, each multiplied by the gradient that has come in."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "The backward of `mtopt.total` cannot be differentiated. Leave out create_graph=True; a penalty on "
-                "gradients is a loss of its own, made by torch.autograd.grad before the losses are handed over."
+                "The backward pass of `mtopt.total` cannot be differentiated. Leave out create_graph=True; a penalty "
+                "on gradients is a loss of its own, made by torch.autograd.grad before the losses are handed over."
             )
         if self.losses is None:
             raise RuntimeError(
-                "The backward of `mtopt.total` ran before. Compute the losses anew, or give retain_graph=True to the "
-                "first backward."
+                "The backward pass of `mtopt.total` ran before. Compute the losses anew, or give retain_graph=True "
+                "to the first backward pass."
             )
         keeps = keeps_graph()
         with torch.enable_grad():
@@ -104,7 +104,7 @@ class _Handed:
 
 
 class _Total(torch.autograd.Function):
-    """Of a number that nobody reads, so that its backward is called."""
+    """Of a number that nobody reads, so that its backward pass is called."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, value: Tensor, handed: _Handed) -> Tensor:

@@ -201,7 +201,7 @@ def _same(value: object, usual: object) -> bool:
 
 
 class LossWeighting(Transform):
-    """From the loss values to one weight per loss. It scales the losses, so it costs no backward.
+    """From the loss values to one weight per loss. It scales the losses, so it costs no backward pass.
 
     Example:
         >>> class Inverse(LossWeighting):

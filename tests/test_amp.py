@@ -338,7 +338,7 @@ def test_scaled_losses_of_a_freed_graph_are_refused_as_such():
     net, _, backward = build("activations", Mix())
     losses = torch.amp.GradScaler("cpu").scale(net.losses())
     backward(losses)
-    with pytest.raises(RuntimeError, match="graph that an earlier backward has freed"):
+    with pytest.raises(RuntimeError, match="graph that an earlier backward pass has freed"):
         backward(losses)
 
 

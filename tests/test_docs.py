@@ -57,7 +57,11 @@ def run_page(page: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     found = blocks(markdown)
     for block, following in zip_longest(found, found[1:]):
-        assert block.language in ("python", "text", "bash", "bibtex"), f"{page}:{block.line}: {block.language!r}"
+        assert block.language in ("python", "text", "bash", "bibtex", "diff"), f"{page}:{block.line}: {block.language!r}"
+        if block.language == "diff":  # both sides are programs
+            for other in "+-":
+                side = "\n".join(line[2:] for line in block.text.splitlines() if not line.startswith(other))
+                compile("\n" * block.line + side, str(page), "exec")
         if block.language != "python":
             continue
         printed = io.StringIO()

@@ -263,7 +263,7 @@ class Detector(nn.Module):
 def test_all_losses_of_a_decoder_with_losses_after_each_layer_are_in_one_decision():
     model = Detector()
     losses, memory = model()
-    with pytest.warns(RuntimeWarning, match='`at="nested"` takes one backward'):
+    with pytest.warns(RuntimeWarning, match='`at="nested"` takes one backward pass'):
         found = decisions(model, losses)
     assert tuple(losses) in [labels for labels, _ in found]
     assert any(shape == tuple(memory.shape) for _, shape in found)

@@ -616,7 +616,7 @@ def test_repr_and_explain_say_what_happens():
     assert "no losses yet" in optimizer.explain()
     optimizer.step(dict(zip(["seg", "depth"], net(batches[0]), strict=True)))
     told = optimizer.explain()
-    for part in ("one ordinary backward", "1 shared by several losses", "(6, 4): losses seg, depth"):
+    for part in ("one ordinary backward pass", "1 shared by several losses", "(6, 4): losses seg, depth"):
         assert part in told
     net, batches, _, at_parameters = make("AdamW", at="parameters")
     at_parameters.backward(net(batches[0]))
@@ -629,7 +629,7 @@ def test_a_stand_in_that_shares_the_attributes_works():
     stand_in = type("StandIn", (MultiLossOptimizer,), {"__init__": lambda self: None})()
     stand_in.__dict__ = dict(optimizer.__dict__)
     stand_in.step(net(batches[0]))
-    assert "one ordinary backward" in optimizer.explain()
+    assert "one ordinary backward pass" in optimizer.explain()
 
 
 def test_importing_mtopt_imports_torch_alone():
@@ -644,10 +644,10 @@ def test_importing_mtopt_imports_torch_alone():
 @pytest.mark.parametrize(
     ("at", "transforms", "reason", "slow"),
     [
-        ("activations", None, "where all losses have met", "one backward, as a plain sum has"),
-        ("parameters", None, "a backward of the shared part per loss", 'at="activations" takes one backward'),
-        ("module", None, "each loss has a part of its own", "one backward, as a plain sum has"),
-        ("activations", [], "no transform asks for single gradients", "one backward, as a plain sum has"),
+        ("activations", None, "where all losses have met", "one backward pass, as for the plain sum"),
+        ("parameters", None, "a backward pass of the shared part per loss", 'at="activations" takes one backward pass'),
+        ("module", None, "each loss has a part of its own", "one backward pass, as for the plain sum"),
+        ("activations", [], "no transform asks for single gradients", "one backward pass, as for the plain sum"),
     ],
 )
 def test_explain_says_why_and_what_to_do_if_it_is_slow(at, transforms, reason, slow):

@@ -514,7 +514,7 @@ def test_a_loss_without_a_weight_is_decided_on_at_once():
     assert not every.last.numbers.isnan().any()
     optimizer.step(model(2))
     assert every.since.number == 1
-    assert "one ordinary backward of the weighted sum" in optimizer.explain()
+    assert "one ordinary backward pass of the weighted sum" in optimizer.explain()
 
 
 def test_every_stands_alone_around_a_method_of_weights():

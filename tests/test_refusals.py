@@ -137,11 +137,11 @@ def test_losses(optimizer, net, name, method):
 def test_a_freed_graph(optimizer, net, at):
     losses = net(X)
     optimizer.backward(losses)
-    with seen_early(optimizer, RuntimeError, "graph that an earlier backward has freed"):
+    with seen_early(optimizer, RuntimeError, "graph that an earlier backward pass has freed"):
         optimizer.backward(losses)
     fresh = net(X)
     sum(fresh).backward()
-    with seen_early(optimizer, RuntimeError, "graph that an earlier backward has freed"):
+    with seen_early(optimizer, RuntimeError, "graph that an earlier backward pass has freed"):
         optimizer.backward(fresh)
 
 

@@ -207,7 +207,7 @@ def test_a_retained_graph_can_go_on():
     losses = [(x * 2).square().sum(), (x * 3).sum()]
     per_loss_gradients(losses, x, retain_graph=True)
     per_loss_gradients(losses, x)
-    with pytest.raises(RuntimeError, match="earlier backward has freed"):
+    with pytest.raises(RuntimeError, match="earlier backward pass has freed"):
         per_loss_gradients(losses, x)
 
 

@@ -68,8 +68,8 @@ def by_a_total(net, optimizer):
 
 WRONG = {
     by_step: "come from no losses",
-    by_closure: "did a backward of its own",
-    by_closure_of_a_number: "did a backward of its own",
+    by_closure: "did its own backward pass",
+    by_closure_of_a_number: "did its own backward pass",
     before_the_losses: "was added to it",
     in_zeros_before_the_losses: "was added to it",
     by_a_total: r"`losses\[loss\]` is a sum that contains `losses\[a\]`, `losses\[b\]`",

@@ -1,4 +1,4 @@
-"""Rows where the losses have met, combined within one ordinary backward."""
+"""Rows where the losses have met, combined within one ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ FEW, LARGE = 16, 0.2  # nodes, and share of the graph: from there on the price o
 def combine_at_activations(backward: Backward) -> Explanation:
     """Rows where all losses have met that will ever meet: a decision there has every row.
 
-    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
-    losses share nodes above it (a common head), VJPs of that part get them first.
+    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward pass.
+    Where losses share nodes above it (a common head), VJPs of that part get them first.
     """
     known = backward.known
     if backward.can_be_taken_back and known.top is not None and known.explained is not None:
@@ -55,7 +55,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
         backward.told.once(
             f"The losses share {above} of the {len(backward.graph.edges)} nodes of the graph above where all have met, "
             f"and that part is differentiated once for each of them. "
-            f'`at="nested"` takes one backward for any number of losses: it decides wherever some meet.'
+            f'`at="nested"` takes one backward pass for any number of losses: it decides wherever some meet.'
         )
     combined = _combined_ahead(backward, starts, sites, ahead) if ahead else {}
     explanation = _explained(backward, sites, ahead, above)
@@ -68,7 +68,7 @@ def combine_at_activations(backward: Backward) -> Explanation:
 def _run(
     backward: Backward, starts: list[Tensor], sites: Sequence[Meeting], combined: dict[Edge, Tensor | None]
 ) -> None:
-    """The one backward, with the rows combined at the sites; at some they were before."""
+    """The one backward pass, with the rows combined at the sites; at some they were before."""
     # Behind the hooks on a site's tensor, which each row has passed already; but not where more flows to it from above.
     nested = bool(combined) and backward.graph.nested(sites)
     behind = {} if nested else {edge: new for edge, new in combined.items() if new is not None}
@@ -159,7 +159,7 @@ def combine_nested(backward: Backward) -> Explanation:
         handlers.append(combining(combination))
     graph = backward.graph
     explained = [backward.site_explained(kind_of(m.edge), m.shape, graph.positions_entering(m)) for m in sites]
-    how = "one ordinary backward, rows combined wherever losses meet"
+    how = "one ordinary backward pass, rows combined wherever losses meet"
     why = 'at="nested": where a further loss joins, what was combined above is one row'
     explanation = backward.explanation(how, why, NEAR_PLAIN, explained)
     with rows_taken(sites, handlers):
@@ -186,12 +186,12 @@ def _explained(backward: Backward, sites: Sequence[Meeting], ahead: Sequence[Mee
         backward.site_explained(kind_of(meeting.edge), meeting.shape, graph.positions_entering(meeting))
         for meeting in sites
     ]
-    how, if_slow = "one ordinary backward, rows combined where the losses meet", NEAR_PLAIN
-    why = 'at="activations": where all losses have met, one backward has the gradients of all of them'
+    how, if_slow = "one ordinary backward pass, rows combined where the losses meet", NEAR_PLAIN
+    why = 'at="activations": where all losses have met, one backward pass has all their gradients'
     if ahead:
         how += ", after VJPs of what several losses share above"
         why += f"; {above} of {len(graph.edges)} nodes are shared above and differentiated once per loss"
-        if_slow = 'let the losses part higher up, or use at="nested", which takes one backward for any number of losses'
+        if_slow = 'let the losses part higher up, or use at="nested": one backward pass for any number of losses'
     return backward.explanation(how, why, if_slow, explained, backward.batching.used if ahead else "")
 
 

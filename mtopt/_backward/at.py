@@ -1,4 +1,4 @@
-"""What `at` may be, and which way through a backward it stands for: a new kind of site is named here. Takes no rows."""
+"""What `at` may be, and which way through a backward pass it stands for: new kinds of sites go here. Takes no rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMED: dict[str, Callable[[Backward], Explanation]] = {
 
 
 def combine_at(at: At, backward: Backward) -> Explanation:
-    """Take the backward with the rows combined there."""
+    """Take the backward pass with the rows combined there."""
     if isinstance(at, str):
         return NAMED[at](backward)
     chosen = of_parameters(at)

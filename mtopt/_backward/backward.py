@@ -64,12 +64,12 @@ def taken_back(origins: Sequence[Edge]) -> Iterator[None]:
 
 @dataclass
 class Backward:
-    """The losses of one backward, the graph below them, and the transforms to go through.
+    """The losses of one backward pass, the graph below them, and the transforms to go through.
 
     Attributes:
         losses: The losses on this rank.
         origins: The edge of each.
-        known: What earlier backwards of this form have shown of the graph.
+        known: What earlier backward passes of this form have shown of the graph.
         parameters: All of the optimizer's.
         batching: How the VJPs of several losses are batched, where rows take them.
         overlaps: Which losses were found to share coordinates at sites like these, from step to step.
@@ -208,7 +208,7 @@ class Backward:
         return [scale * weight for weight in weights]
 
     def run(self, starts: Sequence[Tensor]) -> None:
-        """One ordinary backward of all losses."""
+        """One ordinary backward pass of all losses."""
         roots = [gradient_edge(origin) for origin in self.origins]
         if self.can_be_taken_back:
             leaves: Iterable[Tensor] = self.parameters

@@ -24,11 +24,11 @@ def evaluation(
     tell_unless_handed: Callable[[str], None],
     declared: tuple[str, ...] | None,
 ) -> Callable[[], Any]:
-    """What the inner optimizer calls: the closure, the backward of the losses that it returns, and their value.
+    """What the inner optimizer calls: the closure, the backward pass of the losses that it returns, and their value.
 
     All evaluations start from the same state of the transforms, and weight the losses as the first one does, also
-    where the closure does its own backward. The value is the sum of the weighted losses, whose gradient `.grad` is if
-    no transform combines gradients.
+    where the closure does its own backward pass. The value is the sum of the weighted losses, whose gradient `.grad` is
+    if no transform combines gradients.
     """
     frozen = pipeline.copied_state()
     weights: dict[int, Tensor] = {}

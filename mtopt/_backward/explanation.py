@@ -1,4 +1,4 @@
-"""What a backward did, in words. Holds no tensor and no graph."""
+"""What a backward pass did, in words. Holds no tensor and no graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .._transform import Transform
 SHOWN = 8
 WIDTH = 100
 NEAR_PLAIN = (
-    "this is one backward, as a plain sum has; beside it there is arithmetic on the rows, which shows where the losses "
-    "are many and the layers cheap"
+    "this is one backward pass, as for the plain sum; what is added is arithmetic on the rows, which shows where "
+    "the losses are many and the layers cheap"
 )
 
 

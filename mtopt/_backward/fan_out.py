@@ -65,10 +65,10 @@ def hidden_layers_refused() -> Iterator[None]:
 
 
 def check_not_refused(made_by: int | None) -> None:
-    """Raise for a layer that the backward of this thread, or of the thread that ran its forward, refuses.
+    """Raise for a layer that the backward pass of this thread, or of the thread that ran its forward, refuses.
 
-    On the CPU a backward runs in the thread that called it; on a device in one that is shared by all, where a layer
-    that does not know its maker (a compiled one) is refused rather than combined twice.
+    On the CPU a backward pass runs in the thread that called it; on a device in one that is shared by all, where a
+    layer that does not know its maker (a compiled one) is refused rather than combined twice.
     """
     if not _refusing:
         return
@@ -112,8 +112,8 @@ class FanOut(torch.autograd.Function):
     def backward(ctx: Any, *rows: Tensor | None) -> tuple[Tensor | None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "A backward with `create_graph=True` cannot go through a MultiLossLayer: the combination of gradients "
-                "has no derivative. Take such gradients before the layer, or in eval()."
+                "A backward pass with `create_graph=True` cannot go through a MultiLossLayer: the combination of "
+                "gradients has no derivative. Take such gradients before the layer, or in eval()."
             )
         (activation,) = ctx.saved_tensors or (None,)
         return ctx.layer.combine(rows, activation, ctx.made_by), None

@@ -1,7 +1,7 @@
-"""Rows of several backwards, added up loss by loss until one decision is made on all of them. Decides nothing.
+"""Rows of several backward passes, added up loss by loss until one decision is made on all of them. Decides nothing.
 
 gather(a) ──► rows of a ┐
-gather(b) ──► rows of b ├─ added up, by loss and parameter ──► one loss each, with that gradient ──► one backward
+gather(b) ──► rows of b ├─ added up, by loss and parameter ──► one loss each, with that gradient ──► one backward pass
 gather(a) ──► rows of a ┘
 """
 
@@ -63,7 +63,7 @@ class Gathered:
         """Take the rows of the losses at all parameters that they reach; all of them, or none where that fails.
 
         Raises:
-            TypeError: If the losses are not those that a backward takes.
+            TypeError: If the losses are not those that a backward pass takes.
             ValueError: If there is no loss, or losses came with names before, and have none now, or the reverse.
             RuntimeError: If rows cannot be taken, or a GradScaler has changed its scale since the last call.
         """

@@ -14,14 +14,14 @@ from .telling import INJECTED
 def tell_injected(backward: Backward) -> None:
     """Say so if a Function that several losses share gives a gradient for zeros: it does so once for each loss.
 
-    A backward is linear, so that zeros give zeros; NaN is none, as zero times infinity is NaN. Zeros are given to the
-    Functions alone, and pass through what lies below them, in the first step that has any: models without pay nothing,
-    and no hook above them sees zeros. What runs here is run once for each loss anyway. A checkpoint, which would
-    compute its part anew, and a compiled part get no look.
+    A backward pass is linear, so that zeros give zeros; NaN is none, as zero times infinity is NaN. Zeros are given to
+    the Functions alone, and pass through what lies below them, in the first step that has any: models without pay
+    nothing, and no hook above them sees zeros. What runs here is run once for each loss anyway. A checkpoint, which
+    would compute its part anew, and a compiled part get no look.
     """
     graph, told = backward.graph, backward.told
     if told.looked or len({facts.present for facts in backward.everywhere}) > 1:
-        return  # where ranks have other losses, they might look by themselves, and wait for each other in a backward
+        return  # where ranks have other losses, they might look by themselves, and wait for each other
     functions = {node for node in graph.edges if is_python_function(node) and graph.shared(node)}
     if not functions:
         return

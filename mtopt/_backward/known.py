@@ -15,9 +15,9 @@ from .._torch import has_post_accumulate_hooks, tree_leaves, variable_of
 from .explanation import Explanation
 
 LOOKS = 2  # at the whole graph before one at its top may do
-EVERY = 64  # backwards: so often the whole graph is looked at anew
+EVERY = 64  # backward passes: so often the whole graph is looked at anew
 FORMS = 64  # are remembered
-LARGE = 2**16  # numbers in the transforms' state: from there on no copy of it is kept during a backward
+LARGE = 2**16  # numbers in the transforms' state: from there on no copy of it is kept during a backward pass
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Known:
         exclusive: How many one alone reaches.
         looks: How often the whole graph was looked at.
         since: Backwards since the last look.
-        plain: Whether the graph can be walked from the top, and what a backward changes can be taken back: in the
+        plain: Whether the graph can be walked from the top, and what a backward pass changes can be taken back: in the
             optimizer's parameters, and in inputs that had no `.grad`.
-        small: Whether the transforms have a state that can be copied in each backward.
+        small: Whether the transforms have a state that can be copied in each backward pass.
         top: The top of the graph, where the sites were found by it alone.
         rows: The whole graph, where each loss is taken by one pass to the parameters.
         tries: How often that could not be kept.
@@ -71,7 +71,7 @@ class Known:
     of: object = None
 
     def suffices(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether nothing more is needed of the whole graph: what this backward does can be taken back."""
+        """Whether nothing more is needed of the whole graph: what this backward pass does can be taken back."""
         self.since += 1
         return (
             self.plain
@@ -82,7 +82,7 @@ class Known:
         )
 
     def learn(self, graph: LossGraph, parameters: Sequence[Tensor], pipeline: Pipeline) -> None:
-        """Take what the whole graph shows, before its backward; once, how large the transforms' state is."""
+        """Take what the whole graph shows, before its backward pass; once, how large the transforms' state is."""
         own = set(map(id, parameters))
         if self.looks == LOOKS - 1:
             self.small = _is_small(pipeline)

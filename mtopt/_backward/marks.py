@@ -1,4 +1,4 @@
-"""Named sites: a mark that a module's forward leaves on the graph, and how a backward finds it. No rows."""
+"""Named sites: a mark that a module's forward leaves on the graph, and how a backward pass finds it. No rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Mark:
 class MarkSite:
     """A forward hook: marks the graph nodes of a module's outputs.
 
-    The mark lives on the graph, so a forward without a backward leaves nothing behind.
+    The mark lives on the graph, so a forward without a backward pass leaves nothing behind.
     """
 
     owner: str

@@ -1,4 +1,4 @@
-"""Rows at the outputs of named modules: from the one backward, or from VJPs ahead of it. Finds no sites by itself."""
+"""Rows at the outputs of named modules: from the one backward pass, or from VJPs ahead of it. Finds no sites."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .refusals import check_marked, check_meetings, refuse_layers
 def combine_at_modules(backward: Backward) -> Explanation:
     """Rows at the outputs of named modules.
 
-    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward. Where
-    losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
+    Where each contribution to a site belongs to one loss, the rows are taken within the one ordinary backward pass.
+    Where losses share nodes above it, or a decision is joint over several calls, batched VJPs get them first.
     """
     backward.look_at_all()
     backward.graph.look_through_parts()
@@ -68,7 +68,7 @@ def combine_at_modules(backward: Backward) -> Explanation:
         for position in meetings[edge].roots:
             starts[position] = torch.zeros_like(starts[position])
     sites = [_group_explained(backward, group, joint_dim or 0) for group in groups]
-    how = "one ordinary backward, rows combined at the named modules"
+    how = "one ordinary backward pass, rows combined at the named modules"
     why, if_slow = "`at` names them, and each loss has a part of its own above them", NEAR_PLAIN
     if ahead:
         how += ", after VJPs from the losses to them"

@@ -94,8 +94,8 @@ def _explained(backward: Backward, rows: RowsOfLosses, combined: _Combined) -> E
         for i, (target, losses) in enumerate(zip(rows.targets, combined.owners, strict=True))
         if len(losses) > 1 and rows.counts(i)
     ]
-    why = 'at="parameters": single gradients of the shared parameters take a backward of the shared part per loss'
-    if_slow = 'at="activations" takes one backward for all losses'
+    why = 'at="parameters": single gradients of the shared parameters take a backward pass of the shared part per loss'
+    if_slow = 'at="activations" takes one backward pass for all losses'
     return backward.explanation(rows.how, why, if_slow, sites, backward.batching.used)
 
 

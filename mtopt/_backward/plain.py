@@ -1,4 +1,4 @@
-"""The backward that combines nothing: one ordinary one of all losses."""
+"""The backward pass that combines nothing: one ordinary one of all losses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def combine_plain(backward: Backward) -> Explanation:
         "one loss is alone here" if backward.pipeline.gradient_transforms else "no transform asks for single gradients"
     )
     backward.known.explained = backward.explanation(
-        "one ordinary backward, rows summed by autograd", reason, NEAR_PLAIN
+        "one ordinary backward pass, rows summed by autograd", reason, NEAR_PLAIN
     )
     return backward.known.explained
 

@@ -18,7 +18,7 @@ from .taken_rows import RowsOfLosses
 
 
 class Remembered:
-    """What Momentum and Whitening see of the rows of one backward, and what they make of it.
+    """What Momentum and Whitening see of the rows of one backward pass, and what they make of it.
 
     Nothing that they keep is changed before `finish`.
 

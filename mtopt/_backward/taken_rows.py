@@ -28,7 +28,7 @@ TRIES = 2  # to keep how rows were taken
 
 @dataclass
 class RowsOfLosses:
-    """The rows of a backward.
+    """The rows of a backward pass.
 
     Attributes:
         targets: The tensors whose `.grad` is added to.
@@ -75,7 +75,7 @@ def numbers_of(row: Tensor) -> Tensor:
 
 
 def rows_of_losses(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses:
-    """From the graph; of all ranks; shard by shard; or by whole backwards."""
+    """From the graph; of all ranks; shard by shard; or by whole backward passes."""
     if shards:
         return _rows_of_shards(backward, shards)
     if REENTRANT_CHECKPOINT in backward.graph.kinds:
@@ -108,7 +108,7 @@ def _rows_by_backward(backward: Backward) -> RowsOfLosses:
     """Reentrant checkpointing hides its parameters from the graph, and refuses autograd.grad."""
     if backward.ranks.size > 1:
         raise RuntimeError(
-            'Reentrant checkpointing takes a whole backward per loss with `at="parameters"`, which the ranks cannot '
+            'Reentrant checkpointing takes a whole backward pass per loss at `at="parameters"`, which the ranks cannot '
             "follow. Use torch.utils.checkpoint with use_reentrant=False."
         )
     check_repeatable(run_again(backward.graph, retain_graph=backward.retain_graph))
@@ -118,7 +118,7 @@ def _rows_by_backward(backward: Backward) -> RowsOfLosses:
         [range(len(backward.agreed))] * len(targets),
         [Site(backward.agreed)] * len(targets),
         rows_by_backward(backward.graph, backward.starts(), targets, retain_graph=backward.retain_graph),
-        "one whole backward per loss, because of reentrant checkpointing",
+        "one whole backward pass per loss, because of reentrant checkpointing",
     )
 
 
@@ -140,7 +140,7 @@ def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses
         [range(len(backward.agreed))] * len(targets),
         [shard.site(backward.agreed) for shard in shards],
         stream(),
-        "one backward per loss, rows combined shard by shard",
+        "one backward pass per loss, rows combined shard by shard",
     )
 
 

@@ -18,7 +18,7 @@ NEVER_HANDED = (
     "`step()`; in a trainer, override what calls `loss.backward()`. If the plain sum is meant, give `transforms=[]`."
 )
 CLOSURE_OF_ITS_OWN = (
-    "The closure did a backward of its own, of one loss, so that the transforms of this optimizer did nothing. Let it "
+    "The closure did its own backward pass of one loss, so that the transforms of this optimizer did nothing. Let it "
     "clear the gradients and return the losses, as a list or a dict: their backward is done here. If the plain sum is "
     "meant, give `transforms=[]`."
 )

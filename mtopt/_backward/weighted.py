@@ -1,4 +1,4 @@
-"""One ordinary backward with weights that an earlier step has chosen. Takes no rows of single losses further down."""
+"""One ordinary backward pass with weights that an earlier step has chosen. Takes no rows of single losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._methods.every import Every
 from .backward import Backward
 from .explanation import NEAR_PLAIN, Explanation
 
-WEIGHTED = "one ordinary backward of the weighted sum"
+WEIGHTED = "one ordinary backward pass of the weighted sum"
 
 
 def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Explanation | None:

@@ -191,6 +191,6 @@ def _pass(transform: GramianTransform | RowTransform, blocks: Collection[Block],
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """A backward may be called inside an autocast, which would take the products of rows in half."""
+    """A backward pass may be called inside an autocast, which would take the products of rows in half."""
     active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if active else nullcontext()

@@ -78,7 +78,7 @@ class Pipeline:
 
     @contextmanager
     def weighting_as(self, kept: dict[int, Tensor]) -> Iterator[None]:
-        """Weight losses as in the backwards before that had the same `kept`, by index; one that is new goes into it."""
+        """Weight losses as in earlier backward passes with the same `kept`, by index; one that is new goes into it."""
         self._kept = kept
         try:
             yield
@@ -128,7 +128,7 @@ class Pipeline:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """One backward, at which the watch looks, if it is due."""
+        """One backward pass, at which the watch looks, if it is due."""
         if self.watch is None:
             yield
             return

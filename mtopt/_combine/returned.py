@@ -1,4 +1,4 @@
-"""What a user's transform returns, checked where it is called; a backward that fails in it, taken back. No maths."""
+"""What a user's transform returns, checked where it is called; a pass that fails in it, taken back. No maths."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class _Checked:
 
 
 class FirstBackwards:
-    """Takes back what a backward has added to `.grad`, if it is the first of its form and a transform fails in it.
+    """Takes back what a backward pass has added to `.grad`, if it is the first of its form and a transform fails in it.
 
-    At activations the rows come in the middle of the one backward, when heads may have their gradients already. Only
-    for transforms that are not ours; later backwards of the same form cost nothing.
+    At activations the rows come in the middle of the one backward pass, when heads may have their gradients already.
+    Only for transforms that are not ours; later backward passes of the same form cost nothing.
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:

@@ -23,7 +23,7 @@ class Watch(Protocol):
     """Whether this step is looked at."""
 
     def begin(self) -> None:
-        """A backward begins."""
+        """A backward pass begins."""
 
     def weigh(self, losses: Losses, weights: Tensor | None) -> None:
         """The losses of the step, and the product of the weightings."""
@@ -35,7 +35,7 @@ class Watch(Protocol):
         """The gradients of the parameters, which the next step will move."""
 
     def end(self) -> None:
-        """The backward is done."""
+        """The backward pass is done."""
 
     def stepping(self) -> AbstractContextManager[None]:
         """While a step is taken."""

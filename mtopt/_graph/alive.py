@@ -1,4 +1,4 @@
-"""Graphs freed, spoiled in place, or good for one backward only: seen before it, or said in plain words after it."""
+"""Graphs freed, spoiled in place, or good for one backward pass only: seen before, or said in plain words after."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .._torch import (
 from .loss_graph import LossGraph
 
 _DONATES = (
-    "A compiled part can be differentiated only once, since its backward was compiled to write over what it needs, but "
-    f"here it is differentiated several times. Set `{DONATES_NOTHING}` before the model is compiled "
+    "A compiled part can be differentiated only once, since its backward pass was compiled to write over what it "
+    f"needs, but here it is differentiated several times. Set `{DONATES_NOTHING}` before the model is compiled "
     f"(`import {COMPILERS_SETTINGS}` first). If it was compiled already, call `torch.compiler.reset()`, too, and run "
     "the forward again."
 )
 
 
 def check_alive(graph: LossGraph, retain_graph: bool = False) -> None:
-    """Raise if a backward already freed the graph, or an in-place change spoiled it: before anything is touched.
+    """Raise if a backward pass already freed the graph, or an in-place change spoiled it: before anything is touched.
 
     The same if all of it is to be retained, and cannot be.
     """
@@ -61,8 +61,8 @@ def graph_errors_explained() -> Iterator[None]:
 def _explained(error: RuntimeError) -> RuntimeError | None:
     if tells_freed(error):
         return RuntimeError(
-            "`losses` come from a graph that an earlier backward has freed. Run the forward again, or give "
-            "`retain_graph=True` to the earlier backward."
+            "`losses` come from a graph that an earlier backward pass has freed. Run the forward again, or give "
+            "`retain_graph=True` to the earlier backward pass."
         )
     if tells_donated(error):
         return RuntimeError(_DONATES)

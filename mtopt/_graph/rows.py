@@ -42,7 +42,7 @@ def per_loss_gradients(
         losses: T scalar losses: a list, a dict or a 1-D tensor; `None` is absent and has no row.
         inputs: Tensors to differentiate for: parameters, inputs or activations.
         chunk_size: Losses in one vmap. `None` chooses, 1 asks for the loop.
-        retain_graph: Whether another backward may follow.
+        retain_graph: Whether another backward pass may follow.
 
     Returns:
         For each input a tensor of shape `(T, *input.shape)`, zero where a loss does not reach it, or `None` where no
@@ -180,7 +180,7 @@ def _numbers_above(graph: LossGraph) -> int:
 
 
 def _compiled_by_a_pass(graph: LossGraph) -> bool:
-    """Whether a pass over the exclusive parts would compile a backward that the shared part has, too, for one use."""
+    """Whether a pass over the exclusive parts would compile for one use what the shared part has, too."""
     waiting = [node for node in graph.edges if would_donate(node)] if COMPILED in graph.kinds else []
     return len({type(node) for node in waiting}) < len({(type(node), graph.beyond(node)) for node in waiting})
 
@@ -254,7 +254,7 @@ def shared_leaves(graph: LossGraph, targets: Sequence[Edge]) -> Iterator[Tensor]
 def rows_by_backward(
     graph: LossGraph, starts: Sequence[Tensor], parameters: Sequence[Tensor], *, retain_graph: bool
 ) -> Iterator[tuple[int, Row]]:
-    """Rows from one whole backward per loss, read off `.grad`: for graphs that `autograd.grad` cannot take."""
+    """Rows from one whole backward pass per loss, read off `.grad`: for graphs that `autograd.grad` cannot take."""
     for position, (root, start) in enumerate(zip(graph.origins, starts, strict=True)):
         with _own_gradients(parameters):
             retain = retain_graph or position < len(starts) - 1

@@ -1,4 +1,4 @@
-r"""Takes each loss's gradient off the edges where the losses meet, while a backward runs. Combines nothing itself.
+r"""Takes each loss's gradient off the edges where the losses meet, while a backward pass runs. Combines nothing itself.
 
 head a   head a'  head b          the last nodes that belong to one loss, its entries. A hook on each receives what
    \       |        |             the node passes on, and lets nothing flow:
@@ -35,7 +35,7 @@ def nothing() -> None:
 
 @contextmanager
 def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finish | None]]) -> Iterator[None]:
-    """While active, a backward hands the rows at each meeting to its handlers instead of adding them up there.
+    """While active, a backward pass hands the rows at each meeting to its handlers instead of adding them up there.
 
     Where there is no `Finish`, they are added up as well.
     """
@@ -54,7 +54,7 @@ def rows_taken(meetings: Sequence[Meeting], handlers: Sequence[tuple[Take, Finis
 
 @contextmanager
 def replaced(gradients: Mapping[Edge, Tensor]) -> Iterator[None]:
-    """While active, a backward goes on with other gradients at some edges, behind the hooks on their tensors."""
+    """While active, a backward pass goes on with other gradients at some edges, behind the hooks on their tensors."""
     by_node: dict[Node, dict[int, Tensor]] = {}
     for (node, number), gradient in gradients.items():
         by_node.setdefault(node, {})[number] = gradient
