@@ -49,7 +49,8 @@ METHODS: dict[str, Callable[[int], list[mtopt.Transform]]] = {
     "gradient norms": lambda _: [mtopt.GradientNorms()],
     RECIPE: lambda _: [mtopt.GradientNorms(average=0.99, of="norms"), mtopt.Whitening(beta=0.9)],
 }
-OTHERS = [SHORT, *(name + ending for ending in ("", TWO) for name in METHODS)]  # than sums whose coefficients are swept
+BLIND = ("ConFIG", "gradient norms", RECIPE)  # to coefficients: a small one makes no loss less
+OTHERS = [SHORT, *METHODS, *(name + TWO for name in BLIND)]  # than sums whose coefficients are swept
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ Cell = tuple[str, str]  # task, way
 
 
 def others(task: str) -> list[str]:
-    """What is compared with the sums; with raw rewards, where all is about the value, the forms of two losses alone."""
+    """What is compared with the sums; with raw rewards, where all is about the value, forms of two losses alone."""
     return [way for way in OTHERS if task != RAW or not way.startswith(tuple(METHODS)) or way.endswith(TWO)]
 
 
@@ -240,9 +241,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as trial:
         output = args.output or (Path(trial) / RESULTS.name if args.quick else RESULTS)
         if args.quick:
-            ways, seeds = [*DEFAULTS, *OTHERS], [*TUNING, *TESTING[:2]]
-            some = [Run(*run) for run in itertools.product(args.tasks, ways, FIRST_RATES[1:2], seeds)]
-            do([run for run in some if run.way in (*DEFAULTS, *others(run.task))], output, "a trial", 1)
+            cells = [(task, way) for task in args.tasks for way in (*DEFAULTS, *others(task))]
+            seeds = [*TUNING, *TESTING[:2]]
+            do([Run(*cell, FIRST_RATES[1], seed) for cell in cells for seed in seeds], output, "a trial", 1)
         elif not args.tables:
             tune(args.tasks, output)
             do(deciding(args.tasks, finished(output)), output, "deciding")

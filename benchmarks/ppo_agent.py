@@ -212,7 +212,7 @@ def _batch(
 def learn(learner: Learner, batch: Batch, order: torch.Generator) -> None:
     """Some epochs on one batch, in parts."""
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(batch.actions), generator=order).split(BATCH):
+        for chosen in torch.split(torch.randperm(len(batch.actions), generator=order), BATCH):
             losses = learner.handed(losses_of(learner.agent, batch.take(chosen)))
             learner.optimizer.zero_grad()
             learner.optimizer.backward(losses)

@@ -55,7 +55,7 @@ def test_a_step_is_gymnasiums(ppo, name):
             observation, reward, terminated, *_ = env.step(int(actions[place]))
             np.testing.assert_allclose(seen[place], observation, rtol=1e-5, atol=1e-6)
             assert (rewards[place], ended[place]) == (reward, terminated)
-    assert 0.05 < ended.mean() < 0.95
+    assert 0.02 < ended.mean() < 0.98
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -278,13 +278,13 @@ def test_raw_rewards_are_learned_from_as_they_are(ppo):
     """With a value of 0 everywhere the first value's loss is the mean square of the returns."""
     losses = {}
     for task in (TASKS[0], ppo.bench.RAW):
-        learner = ppo.bench.learner_of(ppo.bench.Run(task, "UPGrad, two losses", 1e-3, 0))
+        learner = ppo.bench.learner_of(ppo.bench.Run(task, "ConFIG, two losses", 1e-3, 0))
         torch.nn.init.zeros_(learner.agent.value.weight)
         handed = learner.handed
         learner.handed = lambda found, task=task, handed=handed: losses.setdefault(task, found) and handed(found)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ppo.bench, "learner_of", lambda run, learner=learner: learner)
-            ppo.bench.train([ppo.bench.Run(task, "UPGrad, two losses", 1e-3, 0)], 1)
+            ppo.bench.train([ppo.bench.Run(task, "ConFIG, two losses", 1e-3, 0)], 1)
     scaled, raw = (losses[task]["value"].item() for task in (TASKS[0], ppo.bench.RAW))
     assert raw == pytest.approx(1e4 * scaled, rel=1e-3)
 
@@ -316,8 +316,8 @@ def test_the_tables_have_what_was_found(ppo, tmp_path):
     assert text.count("| sum, swept, value 0.125, entropy 0 | 4 | 0.001 | 24.5 |  |  | 44.5 |  |  |  |  |") == 2
     dropped = "| GradDrop | 2 | 0.001 | 21.5 | -3.0 ± 0.0 | < 0.001 | 38.5 | -6.0 ± 0.0 | < 0.001 | 50% | worse |"
     assert text.count(dropped) == 2
-    assert "| value 0.125 | 22.0 |  |" in text
-    assert "| value 0.5 | 12.0 | 12.0 |" in text
+    assert "| value 0.125 | 21.0 |  |" in text
+    assert "| value 0.5 | 11.0 | 11.0 |" in text
 
 
 def test_the_quick_form_prints_a_table_of_each_task():
@@ -328,5 +328,5 @@ def test_the_quick_form_prints_a_table_of_each_task():
     assert len(tables) == 4
     for table in tables[1:3]:
         assert (
-            sum(line.startswith(("| GradDrop", "| PCGrad", "| ConFIG", "| recipe")) for line in table.splitlines()) == 8
+            sum(line.startswith(("| GradDrop", "| PCGrad", "| ConFIG", "| recipe")) for line in table.splitlines()) == 6
         )
