@@ -218,8 +218,8 @@ def testing(tasks: Sequence[str], done: Done) -> Iterator[Run]:
     for task in tasks:
         settings = [(way, rates[task, way]) for way in (*DEFAULTS, *others(task)) if (task, way) in rates]
         settings += [best] if (best := best_sum(task, done)) is not None else []
-        for setting, seed in itertools.product(dict.fromkeys(settings), TESTING):
-            yield Run(task, *setting, seed)
+        for (way, rate), seed in itertools.product(dict.fromkeys(settings), TESTING):
+            yield Run(task, way, rate, seed)
 
 
 def main() -> None:
