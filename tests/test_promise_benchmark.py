@@ -191,3 +191,23 @@ def test_a_sum_gives_its_weight_to_what_is_no_residual(promise):
         promise.train([promise.Run("kovasznay", "sum, weight 30", 1e-3, 0.9, 0)], 1)
     assert seen == [[[1.0, 1.0, 1.0, 30.0]]]
     assert Kovasznay.tasks[-1] == "boundary"
+
+
+def test_the_page_on_the_optimizer_has_the_times_that_were_measured(promise):
+    measured = json.loads(promise.COSTS.read_text())
+    page = (BENCHMARKS.parent / "docs" / "optimizer.md").read_text(encoding="utf-8")
+    mlp, large, small = (
+        measured[name] for name in ("mlp, T = 2", "Helmholtz, 3 x 64, 1536 points", "Helmholtz, 3 x 32, 192 points")
+    )
+    said = {
+        name: float(time) for name, time in re.findall(r"^\| ((?:UP|Con).*?) \| (\d\.\d\d) \|$", page, re.MULTILINE)
+    }
+    other = {'UPGrad, `metric="inner"`': "UPGrad in Adam's metric"}
+    for name, time in said.items():
+        results = mlp if name.startswith("UPGrad") else large
+        assert time == pytest.approx(results[other.get(name, name)]["times the plain step"], abs=0.006)
+    assert len(said) == 11
+    (config, one) = re.findall(r"ConFIG took (\d\.\d\d) times as long, and one loss a step (\d\.\d\d) times", page)[0]
+    assert float(config) == pytest.approx(small["ConFIG"]["times the plain step"], abs=0.006)
+    one_loss = small["ConFIG on momenta, one loss a step"]["times the plain step"]
+    assert float(one) == pytest.approx(one_loss, abs=0.006)
