@@ -38,7 +38,7 @@ class Addresses(MetadataHookInterface):
 
 
 def absolute(readme: str, docs: str, files: str) -> str:
-    """The readme with links that hold elsewhere: to the pages and pictures of the site, or to files of the repository."""
+    """The readme with links that hold elsewhere: to pages and pictures of the site, or to files of the repository."""
 
     def link(match: re.Match[str]) -> str:
         opening, path = match.groups()
