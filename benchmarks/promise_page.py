@@ -152,12 +152,13 @@ def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) 
 
 
 def methods_table(found: Found) -> str:
-    """Each way at β₂ = 0.9 over the swept sum."""
-    head = ["", *(NAMES[problem] for problem in found.problems())]
+    """Each way at β₂ = 0.9 over the swept sum, on the problems where methods were trained."""
+    problems = [p for p in found.problems() if any((p, way, SHORT) in found.rates for way in _of_methods())]
+    head = ["", *(NAMES[problem] for problem in problems)]
     rows = []
-    for way in [UNSWEPT, NORMS, *(name + e for name in METHODS for e in ("", WHITENED, ON_MOMENTA)), *_rest()]:
+    for way in [UNSWEPT, *_of_methods(), *_rest()]:
         cells = []
-        for problem in found.problems():
+        for problem in problems:
             try:
                 ratio = found.error((problem, way, SHORT)) / found.error(found.best(problem, _sums()))
             except KeyError:  # not trained
@@ -168,6 +169,10 @@ def methods_table(found: Found) -> str:
     return table(head, rows)
 
 
+def _of_methods() -> list[str]:
+    return [NORMS, *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA))]
+
+
 def _rest() -> list[str]:
     return ["ConFIG" + IN_TURN, *(way for way in ways() if way.startswith("conflictfree")), "recipe"]
 
@@ -176,7 +181,7 @@ def harm_table(found: Found) -> str:
     """In which share of the looks each way's step raised the loss that it raised most often, at β₂ = 0.9."""
     head = ["", *(NAMES[problem] for problem in found.problems())]
     rows = []
-    for way in ["swept", UNSWEPT, NORMS, *(name + e for name in METHODS for e in ("", WHITENED, ON_MOMENTA)), "recipe"]:
+    for way in ["swept", UNSWEPT, *_of_methods(), "recipe"]:
         cells = []
         for problem in found.problems():
             cell = found.best(problem, _sums()) if way == "swept" else (problem, way, SHORT)
