@@ -166,6 +166,10 @@ def test_the_site_and_the_package_get_their_addresses_from_the_repository():
     assert all("${{ " in address and "github." in address for address in workflow("pages")["env"].values())
 
 
+def test_the_release_says_that_no_host_has_run_it_yet():
+    assert "Unproven until it has run" in (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+
+
 def test_nothing_is_published_that_was_not_compared_built_and_tried():
     jobs = workflow("release")["jobs"]
     steps = [step.get("run", "") for step in jobs["package"]["steps"]]
