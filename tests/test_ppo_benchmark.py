@@ -328,5 +328,5 @@ def test_the_quick_form_prints_a_table_of_each_task():
     assert len(tables) == 4
     for table in tables[1:3]:
         assert (
-            sum(line.startswith(("| GradDrop", "| PCGrad", "| ConFIG", "| recipe")) for line in table.splitlines()) == 6
+            sum(line.startswith(("| GradDrop", "| PCGrad", "| ConFIG", "| recipe")) for line in table.splitlines()) == 7
         )
