@@ -29,6 +29,16 @@ from mtopt._comparison.compare import Comparison, compare
 from mtopt._comparison.statistics import holm, paired_p, summarize
 from mtopt._comparison.study import checked_study
 
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More would only wait for each other on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 PLAIN = "plain sum"
 MEASURED = {"seconds_per_step", "memory"}  # of a run: all else is the same if it is repeated
 
@@ -422,7 +432,8 @@ def test_weights_that_are_not_finite_after_the_last_step_count_as_diverged():
 
 
 SCRIPT = """
-    import os, signal, sys
+    import os, signal, sys, torch
+    torch.set_num_threads(1)
     sys.path.insert(0, sys.argv[1])
     from test_compare import Net, study
     path, n_lines = sys.argv[2], int(sys.argv[3])

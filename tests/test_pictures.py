@@ -26,15 +26,28 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from methods import METHODS
 from torch import nn
 
 import mtopt
 from mtopt._comparison.compare import Comparison
+from mtopt._pictures.cosines import draw_cosines
 from mtopt._pictures.figure import styles
 from mtopt._pictures.names import abbreviated, clipped, shortened
 from mtopt._pictures.tradeoff import pareto_front
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More would only wait for each other on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "plain sum"
@@ -117,25 +130,70 @@ def runs_of(result, method):
 
 def interval(values):
     """Mean and half the width, by SciPy."""
-    mean = numpy.mean(values)
-    return mean, scipy.stats.t.interval(0.95, len(values) - 1, mean, scipy.stats.sem(values))[1] - mean
+    return numpy.mean(values), scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_curves_of_a_comparison_are_means_with_students_intervals(result):
+def test_the_curves_of_a_comparison_are_means_with_students_intervals_of_the_difference_to_the_plain_sum(result):
     figure = result.plot()
     for loss in NAMES:
         axes = titled(figure, f"loss {loss}")
-        for method, line, band in zip(result.study["methods"], axes.lines, axes.collections, strict=True):
-            curves = [run["curves"][loss] for run in runs_of(result, method)]
-            means, halves = zip(*(interval(part) for part in zip(*curves, strict=True)), strict=True)
+        plain = numpy.array([run["curves"][loss] for run in runs_of(result, PLAIN)])
+        assert len(axes.collections) == len(axes.lines) - 1  # the plain sum has no band
+        for method, line, band in zip(result.study["methods"], axes.lines, [None, *axes.collections], strict=True):
+            curves = numpy.array([run["curves"][loss] for run in runs_of(result, method)])
+            means = curves.mean(0)
             numpy.testing.assert_allclose(line.get_xdata(), numpy.arange(2.5, 100, 5))
             numpy.testing.assert_allclose(line.get_ydata(), means)
-            corners = band.get_paths()[0].vertices[:, 1]
-            assert corners.min() == pytest.approx(min(m - h for m, h in zip(means, halves, strict=True)))
-            assert corners.max() == pytest.approx(max(m + h for m, h in zip(means, halves, strict=True)))
+            if band is not None:
+                halves = numpy.array([interval(part)[1] for part in (curves - plain).T])
+                corners = band.get_paths()[0].vertices[:, 1]
+                assert corners.min() == pytest.approx((means - halves).min())
+                assert corners.max() == pytest.approx((means + halves).max())
+
+
+@pytest.mark.parametrize(("methods", "bands"), [(4, 4), (5, 0)])
+def test_a_few_bands_are_drawn_or_none(methods, bands):
+    result = compared(methods={str(i): mtopt.GradDrop(seed=i) for i in range(methods)}, n=4)
+    figure = result.plot()
+    assert len(titled(figure, "loss seg").collections) == bands
+    assert any("bands: 95 %" in text for text in texts_of(figure)) == (bands > 0)
+
+
+def test_bands_stay_apart_where_methods_differ_and_seeds_start_far_apart(result):
+    """What a seed does to all methods alike is in no band."""
+    lower = {PLAIN: 0.0, "GradDrop": 1.0, "PCGrad": 2.0}
+
+    def curve(method, seed):
+        return [10 * seed - lower[method] * (1 + 0.05 * seed) + 0.01 * i for i in range(20)]
+
+    runs = [{**run, "curves": {"seg": curve(run["method"], run["seed"])}} for run in result.runs]
+    axes = titled(Comparison(result.study, [{**run, "losses": {"seg": 0.0}} for run in runs], True).plot(), "loss seg")
+    plain, *others = axes.lines
+    below = plain.get_ydata()
+    for line, band in zip(others, axes.collections, strict=True):
+        edges = band.get_paths()[0].vertices
+        tops = [edges[numpy.isclose(edges[:, 0], x), 1].max() for x in line.get_xdata()]
+        assert (tops < below).all()
+        below = [edges[numpy.isclose(edges[:, 0], x), 1].min() for x in line.get_xdata()]
+
+
+@pytest.mark.parametrize("n", [6, 7, 30, 60])
+def test_what_is_below_0_is_told_from_what_is_above_in_grey(n):
+    """By a number, or a dash; of more losses than have names it is in colour alone."""
+    cosines = [[1.0 if i == j else (-1) ** (i + j) * 0.7 for j in range(n)] for i in range(n)]
+    axes = Figure().subplots()
+    draw_cosines(axes, [str(i) for i in range(n)], cosines, "Cosines")
+    below = {(j, i) for i, row in enumerate(cosines) for j, cosine in enumerate(row) if cosine < 0}
+    dashed = {tuple(place) for dashes in axes.collections for place in dashes.get_offsets().tolist()}
+    assert dashed == (below if 6 < n <= 48 else set())
+    assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (-1, 1)
+    red, white, blue = (axes.images[0].cmap(axes.images[0].norm(value)) for value in (-1, 0, 1))
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+    assert min(white) > 0.95
 
 
 @pytest.mark.parametrize(
@@ -146,10 +204,15 @@ def test_the_trade_off_shows_means_and_intervals_of_two_quantities(result, names
     axes = titled(result.plot(trade_off=names), "Trade-off")
     for method, bars in zip(result.study["methods"], axes.containers, strict=True):
         point, _, ranges = bars
+        assert len(ranges) == (0 if method == PLAIN else 2)
         for i, name in enumerate(drawn):
-            mean, half = interval([{**run["losses"], **run["metrics"]}[name] for run in runs_of(result, method)])
-            assert point.get_xydata()[0, i] == pytest.approx(mean)
-            assert numpy.ptp(ranges[i].get_segments()[0][:, i]) == pytest.approx(2 * half)
+            values, plain = (
+                numpy.array([{**run["losses"], **run["metrics"]}[name] for run in runs_of(result, m)])
+                for m in (method, PLAIN)
+            )
+            assert point.get_xydata()[0, i] == pytest.approx(values.mean())
+            if method != PLAIN:
+                assert numpy.ptp(ranges[i].get_segments()[0][:, i]) == pytest.approx(2 * interval(values - plain)[1])
     assert all(name in label for name, label in zip(drawn, (axes.get_xlabel(), axes.get_ylabel()), strict=True))
 
 
@@ -169,7 +232,8 @@ def test_the_front_is_what_no_other_point_beats(points):
 
 
 @pytest.mark.parametrize(
-    ("title", "key", "unit", "times"), [("Time", "seconds_per_step", "ms", 1000), ("Peak memory", "memory", "MB", 1e-6)]
+    ("title", "key", "unit", "times"),
+    [("Time", "seconds_per_step", "ms, CPU time, 1 thread", 1000), ("Peak memory", "memory", "MB", 1e-6)],
 )
 def test_the_bars_are_ratios_of_medians(result, title, key, unit, times):
     axes = titled(result.plot(), title)
@@ -252,7 +316,7 @@ def test_without_a_run_of_the_plain_sum_there_is_no_multiple_of_its_cost(result)
     begun = Comparison(result.study, runs_of(result, "GradDrop"), complete=False)
     assert [axes.get_title().split("\n")[0] for axes in begun.plot().axes] == [
         *(f"loss {name}" for name in NAMES),
-        "Trade-off, means ± 95 %",
+        "Trade-off",
     ]
 
 
@@ -365,6 +429,8 @@ def test_the_bars_of_a_report_are_the_shares_of_conflict():
     told = found.to_dict()
     shares = [100 * module["conflict"] for module in told["modules"]]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(shares)
+    lengths = titled(found.plot(), "Lengths of the gradients")
+    assert [bar.get_width() for bar in lengths.patches] == pytest.approx(list(told["total"]["norms"].values()))
     assert [text.get_text() for text in axes.texts] == [f"{share:.0f}" for share in shares]
     names = [f"{module['name']} ({module['size']:,})" for module in told["modules"]]
     assert [label.get_text() for label in axes.get_yticklabels()] == names
@@ -403,7 +469,9 @@ FIGURES = {
         change=lambda step, losses: {n: x * (math.inf if step > 20 else 1e30) for n, x in losses.items()}
     ).plot(),
     "late steps": lambda: late().plot(),
+    "six methods": lambda: compared(methods=["GradDrop", "PCGrad", "MGDA", "UPGrad", "DWA"], n=4).plot(),
     "report": lambda: report().plot(),
+    "report of lengths far apart": lambda: far_apart().plot(),
     "report on 40 modules": lambda: report([f"quantity {i}" for i in range(40)], 40).plot(),
     "report of long names": lambda: report(LONG).plot(),
 }
@@ -415,6 +483,13 @@ def late():
     for record in monitor.history:
         record.step += 1234560
     return monitor
+
+
+def far_apart():
+    torch.manual_seed(0)
+    net = Net()
+    losses = {name: loss * 1000.0**i for i, (name, loss) in enumerate(net.losses(BATCHES[0]).items())}
+    return mtopt.conflict_report(losses, net)
 
 
 @pytest.fixture(scope="module")
@@ -431,6 +506,19 @@ def test_no_text_covers_another_or_is_cut_off(drawn, name):
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0, (one, other)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_axes_of_bars_is_half_empty(drawn, name):
+    """Of two bars or more: they fill two thirds of its height, and the longest half of its width."""
+    figure = drawn[name]()
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        if len(bars) > 1 and any(bar.get_width() > 0 for bar in bars):
+            heights = [patch.get_window_extent().height for patch in bars]
+            assert sum(heights) / 0.8 > 0.6 * axes.get_window_extent().height
+            assert max(patch.get_window_extent().width for patch in bars) > 0.5 * axes.get_window_extent().width
 
 
 @pytest.mark.parametrize("name", FIGURES)

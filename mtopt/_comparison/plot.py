@@ -14,7 +14,7 @@ from .._pictures.curves import Curve
 from .._pictures.tradeoff import Scale
 from .arguments import PLAIN
 from .runs import RunRecord
-from .statistics import Cost, Quantity, Summary, estimate
+from .statistics import LEAST_SEEDS, Cost, Estimate, Quantity, Summary, estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,20 +33,33 @@ def plot(
     notes = {method: _note(cost) for method, cost in summary.costs.items()}
     n_seeds = len({run["seed"] for run in used})
     scales = [_scale(quantity) for quantity in _pair(summary.quantities, trade_off)]
-    return draw(drawn, scales, list(_costs(summary)), notes, n_seeds, path)
+    return draw(drawn, scales, list(_costs(summary)), notes, n_seeds, PLAIN, path)
 
 
 def _curve(runs: Sequence[RunRecord], method: str, loss: str) -> Curve | None:
-    """Over the seeds; `None` where no part of any run has the loss."""
-    own = [run["curves"][loss] for run in runs if run["method"] == method]
-    n = min(map(len, own), default=0)  # parts: fewer than ever where a run has few steps
-    parts = [[curve[int((i + 0.5) * len(curve) / n)] for curve in own] for i in range(n)]
-    estimates = [estimate([value for value in part if value is not None]) for part in parts]
-    there = [(100 * (i + 0.5) / n, e) for i, e in enumerate(estimates) if e is not None]
-    if not there:
+    """Means over the seeds, and intervals of the difference to the plain sum; `None` where no run has the loss."""
+    own, plain = ({run["seed"]: run["curves"][loss] for run in runs if run["method"] == m} for m in (method, PLAIN))
+    # Parts: fewer than ever where a run has few steps.
+    n = min(map(len, [*own.values(), *(plain[seed] for seed in own if seed in plain)]), default=0)
+    x, means, halves = [], [], []
+    for i in range(n):
+        at = {seed: curve[int((i + 0.5) * len(curve) / n)] for seed, curve in own.items()}
+        at_plain = {seed: curve[int((i + 0.5) * len(curve) / n)] for seed, curve in plain.items() if seed in own}
+        there = estimate([value for value in at.values() if value is not None])
+        if there is not None:
+            both = [seed for seed in at if at[seed] is not None and at_plain.get(seed) is not None]
+            half = _half(estimate([at[seed] - at_plain[seed] for seed in both]))
+            x.append(100 * (i + 0.5) / n)
+            means.append(there.mean)
+            halves.append(nan if half is None else half)
+    if not x:
         return None
-    halves = [nan if e.half is None else e.half for _, e in there]  # one value has no interval
-    return Curve([x for x, _ in there], [e.mean for _, e in there], None if all(map(isnan, halves)) else halves)
+    return Curve(x, means, None if method == PLAIN or all(map(isnan, halves)) else halves)
+
+
+def _half(difference: Estimate | None) -> float | None:
+    """Of its interval, where there are seeds enough for a test."""
+    return None if difference is None or difference.n < LEAST_SEEDS else difference.half
 
 
 def _note(cost: Cost) -> str:
@@ -72,15 +85,17 @@ def _pair(quantities: Sequence[Quantity], names: Sequence[str] | None) -> list[Q
 
 
 def _scale(quantity: Quantity) -> Scale:
-    estimates = {method: result.estimate for method, result in quantity.results.items()}
-    means = {method: None if e is None else (e.mean, e.half) for method, e in estimates.items()}
+    """Means, and intervals of the difference to the plain sum, which has none."""
+    means = {
+        m: None if r.estimate is None else (r.estimate.mean, _half(r.difference)) for m, r in quantity.results.items()
+    }
     return Scale(quantity.kind, quantity.name, quantity.larger_is_better, means)
 
 
 def _costs(summary: Summary) -> Iterator[Ratios]:
     """Time and memory as multiples of the plain sum's, where that is known."""
     for title, key, factor, unit in (
-        ("Time of a step", "seconds_per_step", 1e3, "ms"),
+        ("Time of a step", "seconds_per_step", 1e3, f"ms, {summary.clock}"),
         ("Peak memory of a step", "memory", 1e-6, "MB"),
     ):
         numbers = {method: getattr(cost, key) for method, cost in summary.costs.items()}

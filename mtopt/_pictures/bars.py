@@ -10,7 +10,7 @@ from .figure import SMALL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FEWEST = 5  # bars that fill the axes
+FEWEST = 3  # bars that fill the axes
 
 
 def draw_bars(axes: Axes, labels: Sequence[str], numbers: Sequence[float | None], form: str) -> None:

@@ -50,12 +50,13 @@ def draw_cosines(axes: Axes, losses: Sequence[str], cosines: Sequence[Sequence[f
         for i, j, cosine in fields:
             if not isnan(cosine):
                 color = "white" if abs(cosine) > DARK else "black"
-                axes.text(j, i, f"{cosine:+z.2f}", ha="center", va="center", color=color)
+                axes.text(j, i, f"{cosine:+z.2f}", ha="center", va="center", color=color, fontsize=10 if n <= 4 else 8)
     elif n <= NAMED:
         for color, low, high in (("white", -2.0, -DARK), ("black", -DARK, DASHED)):
             dashed = [(j, i) for i, j, cosine in fields if low <= cosine < high]
             if dashed:
-                axes.scatter(*zip(*dashed, strict=True), marker="_", s=(150 / n) ** 2, color=color)
+                xs, ys = zip(*dashed, strict=True)
+                axes.scatter(xs, ys, marker="_", s=(150 / n) ** 2, color=color)
     if missing:
         axes.patch.set(**HATCHED)
     ticks = range(0, n, -(-n // NAMED))

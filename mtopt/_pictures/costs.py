@@ -28,12 +28,13 @@ class Ratios:
     numbers: Mapping[str, float | None]
 
 
-def draw_costs(panels: Sequence[Axes], costs: Sequence[Ratios]) -> None:
-    """Side by side: a bar for each method, and a line at 1."""
+def draw_costs(panels: Sequence[Axes], costs: Sequence[Ratios], *, stacked: bool) -> None:
+    """A bar for each method, and a line at 1; beside the panel before, or below it with the methods' names again."""
     for axes, ratios in zip(panels, costs, strict=True):
+        named = stacked or axes is panels[0]
         axes.axvline(1, color="black", linestyle=":", linewidth=1)
-        names = labels(ratios.numbers, 24) if axes is panels[0] else [""] * len(ratios.numbers)
+        names = labels(ratios.numbers, 24) if named else [""] * len(ratios.numbers)
         draw_bars(axes, names, list(ratios.numbers.values()), ".2f")
         axes.margins(x=0.2)
         tick(axes.xaxis)
-        axes.set(title=ratios.title, xlabel=ratios.unit, ylabel="method" if axes is panels[0] else "")
+        axes.set(title=ratios.title, xlabel=ratios.unit, ylabel="method" if named else "")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = 10  # on a curve, about
-BANDED = 6  # curves up to which each has its band: more bands are one grey
+BANDED = 4  # bands at most: more are one grey
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Sty
 
     Where a mean is not finite the curve has a gap, and its marker stands at the upper edge.
     """
+    banded = sum(curve.halves is not None for curve in curves.values()) <= BANDED
     lost = {name: [x for x, y in zip(c.x, c.means, strict=True) if not isfinite(y)] for name, c in curves.items()}
     for i, (name, curve) in enumerate(curves.items()):
         look, every = looks[name], max(1, len(curve.x) // MARKERS)
@@ -38,7 +39,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Sty
             at_the_edge = [0.97 - 0.04 * i] * len(lost[name])
             edge = axes.get_xaxis_transform()
             axes.plot(lost[name], at_the_edge, linestyle="", transform=edge, **look.markers(4))
-        if curve.halves is not None and len(curves) <= BANDED:
+        if curve.halves is not None and banded:
             low = [mean - half for mean, half in zip(curve.means, curve.halves, strict=True)]
             high = [mean + half for mean, half in zip(curve.means, curve.halves, strict=True)]
             axes.fill_between(curve.x, low, high, color=look.color, alpha=0.12, linewidth=0)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scale:
-    """What one axis shows: of each method the mean and half of its interval, each `None` where it is not known."""
+    """What one axis shows: of each method the mean and half of an interval, each `None` where it is not known."""
 
     kind: str
     name: str
@@ -40,6 +40,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_trade_off(axes: Axes, pair: Sequence[Scale], looks: Mapping[str, Style]) -> None:
     """A marker for each method with its intervals, and the front: no mean is beyond that line.
 
+    The intervals are those of the difference to the method that has none.
+
     Args:
         axes: Where to draw.
         pair: To the right, and upwards.
@@ -57,7 +59,7 @@ def draw_trade_off(axes: Axes, pair: Sequence[Scale], looks: Mapping[str, Style]
     signs = [-1 if scale.larger_is_better else 1 for scale in (one, other)]
     front = [means[i] for i in pareto_front([(signs[0] * x, signs[1] * y) for x, y in means])]
     axes.plot([x for x, _ in front], [y for _, y in front], color="0.6", drawstyle="steps-post", zorder=0)
-    title = f"Trade-off{', means ± 95 %' if uncertain else ''}"
+    title = "Trade-off, differences ± 95 %" if uncertain else "Trade-off"
     what = "line: Pareto front of the means" if means else "no method has both"
     axes.set(title=f"{title}\n{what}", xlabel=_label(one), ylabel=_label(other))
     tick(axes.xaxis, most=3)

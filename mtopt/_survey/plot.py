@@ -30,7 +30,7 @@ def draw(report: Findings, path: str | PathLike[str] | None) -> Figure:
     right, height = room(len(report.losses))
     above, below = (AROUND + BAR * min(n, SHOWN) for n in (len(report.modules), len(report.losses)))
     with picture(path, LEFT + right, 0.4 + max(height, above + below)) as figure:
-        left, at_right = figure.subfigures(1, 2, width_ratios=(LEFT, right))
+        left, at_right = figure.subfigures(1, 2, squeeze=False, width_ratios=(LEFT, right))[0]
         bars, norms = left.subplots(2, 1, height_ratios=(above, below))
         _conflict_bars(bars, report)
         _lengths(norms, report)
@@ -60,7 +60,7 @@ def _conflict_bars(axes: Axes, report: Findings) -> None:
 def _lengths(axes: Axes, report: Findings) -> None:
     norms = report.total.norms.tolist()
     shown = norms[:SHOWN]
-    draw_bars(axes, labels(report.losses, 32)[:SHOWN], [norm if isfinite(norm) else None for norm in shown], ".3g")
+    draw_bars(axes, labels(report.losses, 14)[:SHOWN], [norm if isfinite(norm) else None for norm in shown], ".3g")
     axes.margins(x=0.15)
     tick(axes.xaxis, most=5)
     axes.set(title=f"Lengths of the gradients{_some(shown, norms)}", xlabel="over all shared parameters", ylabel="loss")

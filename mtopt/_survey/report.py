@@ -177,11 +177,10 @@ def _surveyed(batch: Batch, modules: Modules, batching: Batching) -> ConflictRep
     if plain_rows:
         costs.append(cost_at_parameters(batch, plain, flat, batching))
     notes = notes_on(batch, modules, seen, total, plain=plain_rows)
-    times = next((cost.times for cost in costs if cost.at == best.at), None)
-    numbers = _numbers(batch, modules, seen, total, times)
+    numbers = _numbers(batch, modules, seen, total)
     if looked_at := doubtful(numbers):
         beyond = signals(batch, list(sites.values()), modules.fed, looked_at)
-        numbers = _numbers(batch, modules, seen, total, times, *beyond)
+        numbers = _numbers(batch, modules, seen, total, *beyond)
     return ConflictReport(
         tuple(batch.names),
         tuple(seen),
@@ -201,7 +200,6 @@ def _numbers(
     modules: Modules,
     seen: Sequence[ConflictAt],
     total: Conflict,
-    times: float | None,
     at_modules: Sequence[Tensor] | None = None,
     at_all: Tensor | None = None,
 ) -> Numbers:
@@ -215,4 +213,4 @@ def _numbers(
         measured(module.conflict, signal, module.name, modules.written(module.name))
         for module, signal in zip(seen, at_modules or [unknown] * len(seen), strict=True)
     ]
-    return Numbers(batch.names, measured(total, unknown if at_all is None else at_all), there, times)
+    return Numbers(batch.names, measured(total, unknown if at_all is None else at_all), there)

@@ -56,13 +56,11 @@ class Numbers:
         losses: Their names.
         total: At all shared parameters.
         modules: At those of each module.
-        times: What a backward at the best place costs, as a multiple of the plain sum's; `None` where not known.
     """
 
     losses: Sequence[str]
     total: Measured
     modules: Sequence[Measured] = ()
-    times: float | None = None
 
     @property
     def names(self) -> list[str]:
@@ -90,7 +88,7 @@ class Numbers:
 
         A far tail of Student's t with 7 degrees of freedom falls as the 7th power does.
         """
-        return CLEAR * (len(self.pairs) * (1 + len(self.modules))) ** (1 / 7)
+        return CLEAR * float(len(self.pairs) * (1 + len(self.modules))) ** (1 / 7)
 
     def conflicts(self, where: Measured, pair: Pair) -> bool:
         """Whether two gradients point apart, beyond the noise of the batch."""
@@ -185,8 +183,7 @@ def conflict(numbers: Numbers) -> Iterator[str]:
     if numbers.times_apart > APART:
         yield f"{said} Weights may cure that, so look again with them before you try a method."
     else:
-        cost = "" if numbers.times is None else f" ({numbers.times:.1f} × the plain sum's backward pass)"
-        yield f"{said} A method may help, such as {METHODS}{cost}; mtopt.compare decides whether it does."
+        yield f"{said} A method may help, such as {METHODS}; mtopt.compare decides whether it does."
 
 
 def part(numbers: Numbers) -> Iterator[str]:
