@@ -57,7 +57,9 @@ def run_page(page: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     found = blocks(markdown)
     for block, following in zip_longest(found, found[1:]):
-        assert block.language in ("python", "text", "bash", "bibtex", "diff"), f"{page}:{block.line}: {block.language!r}"
+        assert block.language in ("python", "text", "bash", "bibtex", "diff"), (
+            f"{page}:{block.line}: {block.language!r}"
+        )
         if block.language == "diff":  # both sides are programs
             for other in "+-":
                 side = "\n".join(line[2:] for line in block.text.splitlines() if not line.startswith(other))
@@ -117,6 +119,17 @@ def test_what_an_api_page_shows_of_a_class_is_there(page):
     ):
         listed = [member for names in re.findall(r"members: \[(.*)\]", options) for member in names.split(", ")]
         assert [member for member in listed if not hasattr(getattr(mtopt, name), member)] == []
+
+
+def test_the_chooser_is_what_its_script_draws_and_names_what_exists(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/pictures")
+    import chooser
+
+    picture = (ROOT / "docs/pictures/chooser.svg").read_text(encoding="utf-8")
+    assert picture == chooser.picture()
+    assert len(chooser.STEPS) == 5
+    names = set(re.findall(r'class="code">([A-Za-z_]+)<', picture))
+    assert {"conflict_report", "UPGrad", "GradDrop"} <= names <= set(mtopt.__all__)
 
 
 def test_what_a_method_says_of_its_kind_is_where_the_api_has_it():

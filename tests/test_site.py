@@ -258,10 +258,13 @@ def leaves(nav: list[Any] | dict[str, Any] | str) -> Iterator[str]:
         yield from leaves(part)
 
 
-def test_the_list_for_language_models_has_each_page_of_the_nav_in_its_order(site):
-    linked = re.findall(r"^- \[.+\]\((\S*)\): \S", (site / "llms.txt").read_text(encoding="utf-8"), re.M)
-    nav = leaves(yaml.load(CONFIG.read_text(encoding="utf-8"), yaml_loader())["nav"])
-    assert linked == [url_of(page.removesuffix(".md")) or "./" for page in nav]
+def test_the_list_for_language_models_has_each_page_of_the_nav_in_its_order_under_its_title(site):
+    linked = re.findall(r"^- \[(.+)\]\((\S*)\): \S", (site / "llms.txt").read_text(encoding="utf-8"), re.M)
+    nav = [
+        page.removesuffix(".md") for page in leaves(yaml.load(CONFIG.read_text(encoding="utf-8"), yaml_loader())["nav"])
+    ]
+    titles = [re.search("<h1.*?>(.*?)<", html_of(site, page), re.S)[1] for page in nav]
+    assert linked == [(unescape(title), url_of(page) or "./") for title, page in zip(titles, nav, strict=True)]
 
 
 def yaml_loader() -> type[yaml.SafeLoader]:
