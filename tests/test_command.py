@@ -162,7 +162,7 @@ def test_without_a_part_it_is_the_demo(given, monkeypatch):
     seen = []
     monkeypatch.setattr(demo, "run", lambda options: seen.append(options) or True)
     assert main(given) == 0
-    assert [options.seeds for options in seen] == [2 if given else 6]
+    assert [options.seeds for options in seen] == [2 if given else None]
 
 
 @pytest.mark.parametrize("part", [[], ["demo"], ["compare"], ["report"]])
@@ -198,7 +198,12 @@ def test_the_version_is_mtopts(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["comapre", "study.py"], "invalid choice: 'comapre'"),
+        (["comapre", "study.py"], "there is no part 'comapre', but demo, compare, report. Did you mean 'compare'?"),
+        (["xyz"], "there is no part 'xyz', but demo, compare, report."),
+        (["study.py"], "To look at its losses: python -m mtopt report study.py"),
+        (["my study.py"], "python -m mtopt report 'my study.py'"),
+        (["digits"], "there is no part 'digits'. Did you mean: python -m mtopt demo digits"),
+        (["--sedes", "3"], "unrecognized arguments: --sedes"),
         (["compare"], "the following arguments are required: FILE.py"),
         (["compare", "studi.py"], "there is no file 'studi.py'. Did you mean 'study.py'?"),
         (["report", "notes.txt"], "'notes.txt' is not a Python file: its name must end in .py"),
@@ -213,11 +218,13 @@ def test_the_version_is_mtopts(capsys):
         (["compare", "study.py", "--output", "study.py"], "--output: must end in .jsonl, but it is 'study.py'"),
         (["report", "study.py", "--plot", "picture.txt"], "--plot: must end in one of .png, .pdf, .svg"),
         (["report", "study.py", "--json", "study.py"], "--json: must end in .json"),
+        (["compare", "study.py", "--output", "other.jsonl"], "`output`, other.jsonl, is not a file of finished runs"),
     ],
 )  # fmt: skip
 def test_wrong_use_ends_with_2_before_any_step(arguments, message, write, capsys):
     write("\nmethods = {'drop': mtopt.GradDrop()}\nmake_losses = lambda model, batch: 1 / 0\n")
     Path("notes.txt").touch()
+    Path("other.jsonl").write_text("{}\n")
     code, error = failed(arguments, capsys)
     assert code == 2
     assert message in error
@@ -248,7 +255,6 @@ def test_a_file_that_is_not_as_it_must_be_ends_with_2(source, message, write, ca
     ("added", "line", "message"),
     [
         ("\nx = 1 / 0\n", "x = 1 / 0", "ZeroDivisionError: division by zero"),
-        ("\ndef f(:\n", "def f(:", "SyntaxError: invalid syntax"),
         ("\nimport no_such_package\n", "import no_such_package", "ModuleNotFoundError: No module named"),
         ("\nraise SystemExit(3)\n", "raise SystemExit(3)", "SystemExit: 3"),
         ("\nmtopt.GradDrop(leak=2)\n", "mtopt.GradDrop(leak=2)", "`leak` must be between 0"),
@@ -273,6 +279,23 @@ def test_an_error_in_the_file_shows_its_line_and_ends_with_1(part, added, line, 
     assert place.startswith(f"study.py, line {number}")
     assert shown.strip() == line
     assert rest[0].startswith(message)
+
+
+@pytest.mark.parametrize("part", ["compare", "report"])
+def test_a_file_that_is_not_python_shows_its_line_and_ends_with_2(part, write, capsys):
+    code, error = failed([part, write("\ndef f(:\n")], capsys)
+    assert code == 2
+    assert re.match(r"study.py, line \d+:\n    def f\(:\nSyntaxError: invalid syntax\n", error)
+
+
+@pytest.mark.parametrize("part", ["compare", "report"])
+def test_a_file_that_cannot_be_read_ends_with_2(part, write, monkeypatch, capsys):
+    def forbidden(self, mode):
+        raise PermissionError(13, "Permission denied")
+
+    file = write()
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert failed([part, file], capsys)[0] == 2
 
 
 def test_an_error_in_a_module_beside_the_file_shows_that_ones_line(write, capsys):
@@ -300,26 +323,34 @@ def test_traceback_shows_all_calls(write, capsys):
     ],
 )
 @pytest.mark.parametrize("part", ["compare", "report"])
-def test_a_function_that_returns_the_wrong_thing_ends_with_1(part, added, message, write, capsys):
+def test_a_function_that_returns_the_wrong_thing_ends_with_2(part, added, message, write, capsys):
     code, error = failed([part, write(added)], capsys)
-    assert (code, message in error) == (1, True), error
+    assert (code, message in error) == (2, True), error
 
 
 @pytest.mark.parametrize(
-    ("added", "message"),
+    ("added", "message", "expected"),
     [
-        ("\nmethods = {'x': mtopt.RLW(), 'y': mtopt.GradDrop(leak={'sideways': 1.0})}\n", "In a first step of 'y'"),
-        ("\ndef make_metrics(model):\n    return {'x': model['missing']}\n", "KeyError: 'missing'"),
-        ("\nat = 'trunc'\n", "Did you mean 'trunk'"),
-        ("\nmake_optimizer = lambda parameters: 3\n", "`make_optimizer` must return a plain torch.optim.Optimizer"),
+        ("\nmethods = {'x': mtopt.RLW(), 'y': mtopt.GradDrop(leak={'sideways': 1.0})}\n", "In a first step of 'y'", 2),
+        ("\ndef make_metrics(model):\n    return {'x': model['missing']}\n", "KeyError: 'missing'", 1),
+        ("\nat = 'trunc'\n", "Did you mean 'trunk'", 2),
+        ("\nmake_optimizer = lambda parameters: 3\n", "`make_optimizer` must return a plain torch.optim.Optimizer", 2),
+        ("\nmake_model = lambda: nn.ModuleDict({n: nn.Linear(5, 1) for n in ('trunk', 'a', 'b')})\n"
+         "make_losses = lambda model, batch: {n: model[n](batch).mean() for n in 'ab'}\n", "share nothing", 2),
     ],
-)
-def test_what_would_fail_in_the_end_fails_before_the_training(added, message, write, capsys):
+)  # fmt: skip
+def test_what_would_fail_in_the_end_fails_before_the_training(added, message, expected, write, capsys):
     code, error = failed(["compare", write(added), "--output", "runs.jsonl"], capsys)
-    assert code == 1
+    assert code == expected
     assert message in error
     assert "Nothing is trained yet." in error
     assert not Path("runs.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", [["--at", "trunc"], ["--at", "parameters.weight"]])
+def test_a_site_that_the_model_has_not_ends_with_2(option, write, capsys):
+    code, error = failed(["compare", write(), *option], capsys)
+    assert (code, "the model has no" in error) == (2, True), error
 
 
 def test_losses_that_change_their_number_in_the_training_are_refused_and_finished_runs_kept(write, capsys):

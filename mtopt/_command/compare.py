@@ -12,10 +12,11 @@ from typing import Any
 from .._comparison.arguments import PLAIN, MethodLike, public_method
 from .._comparison.compare import Comparison, compare
 from .._comparison.extras import extra
+from .._comparison.records import Records
 from .._comparison.study import checked_study
 from .._comparison.table import terminal_width
 from .._comparison.trial import try_out
-from .failures import UsageError
+from .failures import UsageError, usage
 from .file import loaded
 from .options import PICTURES, add_traceback, python_file, seconds, whole, writable
 
@@ -100,12 +101,11 @@ def run(options: argparse.Namespace) -> bool:
         extra("matplotlib.figure", "`--plot`", "plot")
     with loaded(options.file) as defined:
         arguments = _arguments(defined, options)
-        try:
+        with usage(options.file):
             study = checked_study(**arguments)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"in {options.file}, {error}") from error
-        print("Trying one step of each method ...", file=sys.stderr)
-        try_out(study)
+            Records(options.output, study.description())
+            print("Trying one step of each method ...", file=sys.stderr)
+            try_out(study)
         result = compare(**arguments, output=options.output)
         if result.complete:
             print(result.text(terminal_width()))

@@ -1,40 +1,65 @@
-"""The demo on the command line: options, and what it says. The comparison is `mtopt.compare`."""
+"""The demo on the command line: its options, and which of its parts run. What each shows is in a file of its own."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._comparison.compare import compare
+from .._checks import near_names
 from .._comparison.extras import extra
-from .._comparison.study import Study, checked_study
 from .._comparison.table import terminal_width, wrapped
-from .._comparison.trial import first_losses
-from .._demo.problem import problem
-from .._survey.report import conflict_report
+from . import demo_digits, demo_physics
+from .failures import UsageError
 from .options import PICTURES, add_traceback, whole, writable
 
-EXTRAS = ("scipy.special", "sklearn.datasets", "matplotlib.figure", "rich.progress")
 
-DESCRIPTION = """Trains GradDrop and the plain sum of losses on real handwritten digits, two
-overlaid in one picture, and compares them: losses, accuracy, time, memory.
-Takes about half a minute.
+@dataclass(frozen=True)
+class Part:
+    """One problem of the demo.
+
+    Attributes:
+        run: From the seeds, the length and the picture's path to whether all runs are finished.
+        extras: Modules of other packages that it needs.
+        seeds: How many, if not told.
+        unit: What its length is counted in, which is an option's name.
+        length: How long, if not told.
+    """
+
+    run: Callable[[Sequence[int], int, Path], bool]
+    extras: Sequence[str]
+    seeds: int
+    unit: str
+    length: int
+
+
+PARTS: Mapping[str, Part] = {
+    "physics": Part(demo_physics.run, demo_physics.EXTRAS, seeds=4, unit="steps", length=1000),
+    "digits": Part(demo_digits.run, demo_digits.EXTRAS, seeds=6, unit="epochs", length=10),
+}
+
+PICTURE = "mtopt-demo.png"
+
+DESCRIPTION = """Trains small networks on two problems, in less than a minute: physics, where
+the weights of the losses matter and a method finds them, and overlaid digits,
+where nothing beats the plain sum. Each ends with a verdict and a picture.
 
 Needs: pip install "mtopt[demo]"
 """
 
 EXAMPLES = """examples:
   python -m mtopt
-  python -m mtopt demo --seeds 10 --output digits.png"""
+  python -m mtopt demo physics --output string.png
+  python -m mtopt demo digits --seeds 10 --epochs 30"""
 
-INTRODUCTION = "Two handwritten digits lie over each other in one picture. One task names the left, one the right."
 CAUTION = (
-    "One small data set, one split of it, one network, one learning rate for all: yours may differ. "
-    "`python -m mtopt compare --help` shows how to compare on your own model."
+    "No difference found does not mean equal: one of about the size of an interval can be overlooked. Your losses may "
+    "behave like either: `python -m mtopt report study.py` looks at them."
 )
 
 
@@ -42,57 +67,67 @@ def add_to(parts: Any) -> None:
     """Add the part to the command line's."""
     parser: argparse.ArgumentParser = parts.add_parser(
         "demo",
-        help="GradDrop against the plain sum on overlaid digits",
+        help="where a method helps, and where none does",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, file=None)
     add = parser.add_argument
-    add("--seeds", type=whole(1), metavar="N", default=6, help="how many times each method trains (default: 6)")
-    add("--epochs", type=whole(1), metavar="N", default=20, help="passes over the training digits (default: 20)")
+    add("problem", nargs="?", type=_problem, metavar="physics | digits", help="run only this one (default: both)")
+    seeds = " and ".join(f"{part.seeds} for {name}" for name, part in PARTS.items())
+    add("--seeds", type=whole(1), metavar="N", help=f"how many times each way trains (default: {seeds})")
+    for name, part in PARTS.items():
+        add(f"--{part.unit}", type=whole(1), metavar="N", help=f"how long, for {name} (default: {part.length})")
     add("--seed", type=whole(0), metavar="N", default=0, help="the first seed; same seed, same numbers (default: 0)")
     add(
         "--output",
         type=writable(*PICTURES),
         metavar="FILE.png",
-        default="mtopt-demo.png",
-        help="picture to write (default: mtopt-demo.png)",
+        help=f"picture to write; two problems write FILE-physics.png and FILE-digits.png (default: {PICTURE})",
     )
     add_traceback(parser)
 
 
+def _problem(text: str) -> str:
+    if text not in PARTS:
+        raise argparse.ArgumentTypeError(
+            f"must be {' or '.join(PARTS)}, but it is {text!r}.{near_names(text, [*PARTS])}"
+        )
+    return text
+
+
 def run(options: argparse.Namespace) -> bool:
     """Returns whether all runs are finished."""
-    for module in EXTRAS:
-        extra(module, "The demo", "demo")
+    given = vars(options)
+    chosen = [options.problem] if options.problem else list(PARTS)
+    for name, part in PARTS.items():
+        if name not in chosen and given[part.unit] is not None:
+            raise UsageError(f"`--{part.unit}` is for {name}, but only {chosen[0]} was asked for.")
+    for name in chosen:
+        for module in PARTS[name].extras:
+            extra(module, "The demo", "demo")
     with _one_thread():
-        seeds = range(options.seed, options.seed + options.seeds)
-        arguments = {**problem(options.seed, options.epochs), "seeds": seeds}
-        conflict = _conflict_at_start(checked_study(**arguments))
-        result = compare(**arguments)
-    if not result.complete:
-        return False
-    width = terminal_width()
-    print(*wrapped([INTRODUCTION, conflict], width), "", result.text(width), *wrapped([CAUTION], width), sep="\n")
-    result.plot(options.output)
-    print(f"Picture: {options.output}")
+        for name in chosen:
+            part, path = PARTS[name], _picture(options.output, name, alone=options.problem is not None)
+            seeds = range(options.seed, options.seed + (options.seeds or part.seeds))
+            if not part.run(seeds, given[part.unit] or part.length, path):
+                return False
+            print()
+    print(*wrapped([CAUTION], terminal_width()), sep="\n")
     return True
 
 
-def _conflict_at_start(study: Study) -> str:
-    report = conflict_report(*first_losses(study))
-    meeting = report.meetings[0].conflict
-    return (
-        f"Before training, on the first batch: at {100 * meeting.share:.0f} % of the numbers of the shared activation "
-        f"the tasks' gradients have opposite signs (50 % if they are unrelated); their cosine is "
-        f"{meeting.cosines[0, 1]:+.2f}."
-    )
+def _picture(output: Path | None, name: str, *, alone: bool) -> Path:
+    if output is not None and alone:
+        return output
+    path = output or Path(PICTURE)
+    return path.with_stem(f"{path.stem}-{name}")
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The network is too small to gain by more, and results then do not depend on the number of cores."""
+    """The networks are too small to gain by more, and results then do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -14,6 +16,23 @@ SENTENCES = (TypeError, ValueError, RuntimeError, ImportError, OSError)  # what 
 
 class UsageError(Exception):
     """The command or the file is not as it must be, in words for the user."""
+
+
+@contextmanager
+def usage(file: Path) -> Iterator[None]:
+    """What mtopt refuses in here is wrong use of the file or the options; what the user's own code raises is not.
+
+    Raises:
+        UsageError: With what mtopt has to say.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        refused = _is_in(frames[-1].filename, PACKAGE) and (frames[-1].line or "").startswith("raise ")
+        if not refused or _of_user(frames, file):
+            raise
+        raise UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
 
 
 def explained(error: BaseException, file: Path | None) -> str:
@@ -30,12 +49,17 @@ def explained(error: BaseException, file: Path | None) -> str:
         message = f"{type(error).__name__}: {error.msg}"
     elif isinstance(error, SENTENCES) and frames and _is_in(frames[-1].filename, PACKAGE):
         message = str(error)
-    theirs = [frame for frame in frames if file is not None and _is_theirs(frame.filename, file.resolve().parent)]
+    theirs = [] if file is None else _of_user(frames, file)
     lines = [*_place(theirs[-1]), message] if theirs else [message]
     lines += getattr(error, "__notes__", [])
     if theirs or message != str(error):
         lines.append("(--traceback shows all that led there.)")
     return "\n".join(lines)
+
+
+def _of_user(frames: Sequence[traceback.FrameSummary], file: Path) -> list[traceback.FrameSummary]:
+    """Those in the user's own code, which is in the file's folder or below."""
+    return [frame for frame in frames if _is_theirs(frame.filename, file.resolve().parent)]
 
 
 def _place(frame: traceback.FrameSummary) -> list[str]:

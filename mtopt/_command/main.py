@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
+from .._checks import near_names
 from .._version import __version__
 from . import compare, demo, report
 from .failures import UsageError, explained
 
+PARTS = {"demo": demo, "compare": compare, "report": report}
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 PROG = "python -m mtopt"
 OWN_OPTIONS = ("-h", "--help", "--version")
 
 EXAMPLES = f"""examples:
-  {PROG}                       the demo, half a minute
+  {PROG}                       the demo, in a minute
   {PROG} report study.py       do my losses conflict, and where?
   {PROG} compare study.py --methods GradDrop MGDA --seeds 5
 
@@ -33,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or (given[0].startswith("-") and given[0] not in OWN_OPTIONS):
         given = ["demo", *given]
     try:
-        options = _parser().parse_args(given)
-        return _run(options)
+        parser = _parser()
+        if given[0] not in (*PARTS, *OWN_OPTIONS):
+            parser.error(_no_part(given[0]))
+        return _run(parser.parse_args(given))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -55,8 +60,17 @@ def _run(options: argparse.Namespace) -> int:
             traceback.print_exception(error)
         else:
             print(explained(error, options.file), file=sys.stderr)
-        return FAILED
+        return WRONG_USE if isinstance(error, SyntaxError) else FAILED
     return 0 if complete else INTERRUPTED
+
+
+def _no_part(word: str) -> str:
+    """What is said of a first word that is no part: most likely a file, a problem of the demo, or a misspelt part."""
+    if word.endswith(".py"):
+        return f"what is to be done with {word!r}? To look at its losses: {PROG} report {shlex.quote(word)}"
+    if word in demo.PARTS:
+        return f"there is no part {word!r}. Did you mean: {PROG} demo {word}"
+    return f"there is no part {word!r}, but {', '.join(PARTS)}.{near_names(word, [*PARTS])}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mtopt {__version__}")
-    parts = parser.add_subparsers(title="parts", dest="part", metavar="demo | compare | report", required=True)
-    demo.add_to(parts)
-    compare.add_to(parts)
-    report.add_to(parts)
+    parts = parser.add_subparsers(title="parts", dest="part", metavar=" | ".join(PARTS), required=True)
+    for part in PARTS.values():
+        part.add_to(parts)
     return parser

@@ -48,6 +48,10 @@ def python_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"there is no file {text!r}.{near}")
     if path.suffix != ".py":
         raise argparse.ArgumentTypeError(f"{text!r} is not a Python file: its name must end in .py")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from None
     return path
 
 

@@ -11,7 +11,7 @@ from .._comparison.study import checked_study
 from .._comparison.table import terminal_width
 from .._comparison.trial import first_losses
 from .._survey.report import conflict_report
-from .failures import UsageError
+from .failures import usage
 from .file import loaded
 from .options import PICTURES, add_traceback, python_file, writable
 
@@ -46,11 +46,8 @@ def run(options: argparse.Namespace) -> bool:
     """Returns whether it is done, which it is."""
     if options.plot is not None:
         extra("matplotlib.figure", "`--plot`", "plot")
-    with loaded(options.file) as defined:
-        try:
-            study = checked_study(defined["make_model"], defined["make_losses"], defined["batches"], ["GradDrop"], [0])
-        except TypeError as error:
-            raise UsageError(f"in {options.file}, {error}") from error
+    with loaded(options.file) as defined, usage(options.file):
+        study = checked_study(defined["make_model"], defined["make_losses"], defined["batches"], ["GradDrop"], [0])
         report = conflict_report(*first_losses(study))
     print(report.text(terminal_width()))
     if options.json is not None:

@@ -1,1 +1,1 @@
-"""The demo: GradDrop against the plain sum on overlaid digits. The library imports nothing from here."""
+"""The demo's two problems, how they are trained, and their pictures. The library imports nothing from here."""

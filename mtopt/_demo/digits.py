@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,19 +11,20 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from .._methods import GradDrop
+from .._methods import GradDrop, GradientNorms, PCGrad, Whitening
+from .._transform import Transform
 from .data import CANVAS, N_TRAIN_DIGITS, TASKS, Data, Pictures
 
 BATCH = 128
 LEARNING_RATE = 1e-2  # the plain sum's; no method has one of its own
 
-# Made anew in each run: their random numbers come from its seed.
-METHODS = {
-    "GradDrop at activation": GradDrop,
-    "GradDrop marginalized": lambda: GradDrop(marginalize=0),
-    "GradDrop at parameters": GradDrop,
+# Made anew in each run: their random numbers come from its seed. The recipe has the memory of squares of AdamW here.
+METHODS: dict[str, Callable[[], Transform | list[Transform]]] = {
+    "GradDrop": GradDrop,
+    "PCGrad": PCGrad,
+    "recipe": lambda: [GradientNorms(average=0.99, of="norms"), Whitening(beta=0.999)],
 }
-AT = {"GradDrop marginalized": "trunk", "GradDrop at parameters": "parameters"}
+AT = {"PCGrad": "parameters", "recipe": "parameters"}
 
 
 class Net(nn.Module):
@@ -68,7 +70,7 @@ def problem(seed: int, epochs: int) -> dict[str, Any]:
         with torch.no_grad():
             outputs = net(data.test.images)
         right = {task: outputs[task].argmax(1) == labels for task, labels in data.test.labels.items()}
-        return {f"accuracy {task}, %": 100 * right[task].float().mean() for task in TASKS}
+        return {f"accuracy {task} (%)": 100 * right[task].float().mean() for task in TASKS}
 
     return {
         "make_model": Net,
