@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ._backward.agreement import Agreement, refuse_nan
 from ._backward.at import check_at, combine_at, in_words, of_parameters, takes_parameters
@@ -30,6 +29,7 @@ from ._backward.plain import add_up_again, combine_plain
 from ._backward.telling import NEVER_HANDED, THERE_BEFORE, Told
 from ._checks import check_chunk_size, check_state_dict, is_listed, needs_closure, type_of
 from ._combine.pipeline import Pipeline
+from ._delegating import Delegating
 from ._graph.alive import graph_errors_explained
 from ._graph.batching import Batching
 from ._graph.losses import (
@@ -51,7 +51,7 @@ from ._transform import Losses, LossesLike, Transform
 _STATE_KEY = "mtopt"
 
 
-class MultiLossOptimizer(Optimizer):
+class MultiLossOptimizer(Delegating):
     """Wraps an optimizer, takes the list of losses instead of their sum, and combines their gradients.
 
     Args:
@@ -343,39 +343,12 @@ class MultiLossOptimizer(Optimizer):
         """The transforms in their order, each with a `state_dict()` of its own."""
         return self.pipeline.transforms
 
-    # -- all of Optimizer, delegated -----------------------------------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        return self.inner.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.inner.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.inner.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.inner.defaults = value
+    # -- what an optimizer does, and more ------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
         self._memory["gathered"].clear()
         self._memory["told"].handed = False
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        self.inner.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, and one more key with the transforms'."""
@@ -401,38 +374,6 @@ class MultiLossOptimizer(Optimizer):
                 raise
         self.pipeline.joined, self.pipeline.loaded, self.pipeline.names = False, True, None
         self._first_step.loaded(state_dict, own=own is not None)
-
-    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
-        return self.inner.register_step_pre_hook(hook)
-
-    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
-        return self.inner.register_step_post_hook(hook)
-
-    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        return self.inner.register_state_dict_pre_hook(hook, prepend)
-
-    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        return self.inner.register_state_dict_post_hook(hook, prepend)
-
-    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        return self.inner.register_load_state_dict_pre_hook(hook, prepend)
-
-    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        return self.inner.register_load_state_dict_post_hook(hook, prepend)
-
-    def __getattr__(self, name: str) -> Any:
-        # What else the inner optimizer has, such as `train` and `eval`. Private names are switches that torch sets and
-        # probes, and hold for the object itself: by `_step_supports_amp_scaling` updates were 65,536 times too large.
-        if name.startswith("_") or "inner" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.inner, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Not `step`, if a scheduler has patched it on this object: it would hold the scheduler and the old object.
-        return {key: value for key, value in self.__dict__.items() if key != "step"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         return f"MultiLossOptimizer({_name(self.inner)}, {self.pipeline!r}, at={in_words(self.at)})"
