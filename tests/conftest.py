@@ -31,6 +31,7 @@ AROUND = {
     "programs",
     "project",
     "promise_benchmark",
+    "release",
     "scaling",
     "site",
     "survey",

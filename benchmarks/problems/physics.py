@@ -308,17 +308,19 @@ class AllenCahn(InTime):
 
         def slope(_: float, u: np.ndarray) -> np.ndarray:
             series = np.fft.rfft(u) * -self.diffusivity * number.numpy() ** 2
-            return np.fft.irfft(series, n) + self.reaction * (u - u**3)
+            found: np.ndarray = np.fft.irfft(series, n) + self.reaction * (u - u**3)
+            return found
 
         x, t = points.double().unbind(1)
-        times, at = t.unique(return_inverse=True)
+        times, at = torch.unique(t, return_inverse=True)
         first = torch.fft.irfft(exact, n, norm="forward").numpy()
         settings = {"rtol": 1e-9, "atol": 1e-9, "max_step": 2e-3}  # values between steps are less exact than at them
         found = solve_ivp(slope, (0, 1), first, "DOP853", times.numpy(), **settings)
         series = torch.fft.rfft(torch.from_numpy(found.y.T), norm="forward")[at]
         series[:, 1:] *= 2
         series[:, -1] /= 2
-        return (series * torch.exp(1j * number * (x - self.low)[:, None])).real.sum(1).float()
+        values: Tensor = (series * torch.exp(1j * number * (x - self.low)[:, None])).real.sum(1).float()
+        return values
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import isfinite, isnan, log10
+from math import isfinite, isnan, log10, pow
 
 from .._pictures.names import clipped
 
@@ -22,7 +22,7 @@ WEIGHTY = 0.1
 """Of the squared length of both gradients: a module that has less decides little of the step."""
 
 LOOKED_AT = 8
-"""Losses whose products are told from chance: each takes 9 backwards."""
+"""Losses whose products are told from chance: each takes 9 backward passes."""
 
 METHODS = "GradDrop, PCGrad or UPGrad"
 
@@ -88,7 +88,7 @@ class Numbers:
 
         A far tail of Student's t with 7 degrees of freedom falls as the 7th power does.
         """
-        return CLEAR * float(len(self.pairs) * (1 + len(self.modules))) ** (1 / 7)
+        return CLEAR * pow(len(self.pairs) * (1 + len(self.modules)), 1 / 7)
 
     def conflicts(self, where: Measured, pair: Pair) -> bool:
         """Whether two gradients point apart, beyond the noise of the batch."""
