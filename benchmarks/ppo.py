@@ -27,7 +27,7 @@ import mtopt
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ppo.jsonl"
 RAW = "CartPole-v1, raw rewards"  # else they are scaled, so that no value is beyond 1
-ROLLOUTS = {"CartPole-v1": 48, "Acrobot-v1": 28, RAW: 48}  # of 1,024 steps
+ROLLOUTS = {"CartPole-v1": 48, "Acrobot-v1": 24, RAW: 48}  # of 1,024 steps
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 VALUES, ENTROPIES = tuple(2.0**power for power in range(-17, 5, 2)), (0.0, 0.003, 0.01, 0.03, 0.1)
 FIRST_RATES, FIRST_ENTROPIES = RATES[3:6], ENTROPIES[:3]  # then outwards
@@ -191,11 +191,11 @@ def sums_to_tune(task: str, done: Done) -> list[str]:
     return [way for way, (value, entropy) in SUMS.items() if value in values and entropy in entropies]
 
 
-def tuning(tasks: Sequence[str], done: Done) -> Iterator[Run]:
+def tuning(tasks: Sequence[str], done: Done, ways: Sequence[str] = OTHERS) -> Iterator[Run]:
     """The runs of the first settings, and of the next one where the best of those that are finished is at an edge."""
     scores = scores_by_rate(done)
     for task in tasks:
-        for way in [*sums_to_tune(task, done), *others(task)]:
+        for way in [*sums_to_tune(task, done), *(way for way in others(task) if way in ways)]:
             rates = set(FIRST_RATES)
             if by_rate := scores.get((task, way)):
                 rates |= by_rate.keys()
@@ -204,19 +204,20 @@ def tuning(tasks: Sequence[str], done: Done) -> Iterator[Run]:
                 yield Run(task, way, rate, seed)
 
 
-def tune(tasks: Sequence[str], path: Path) -> None:
+def tune(tasks: Sequence[str], path: Path, ways: Sequence[str] = OTHERS) -> None:
     """Train with one rate after the other, until nothing that is best is at an edge."""
     done = finished(path)
-    while any(run not in done for run in tuning(tasks, done)):
-        do(list(tuning(tasks, done)), path, "tuning")
+    while any(run not in done for run in tuning(tasks, done, ways)):
+        do(list(tuning(tasks, done, ways)), path, "tuning")
         done = finished(path)
 
 
-def testing(tasks: Sequence[str], done: Done) -> Iterator[Run]:
+def testing(tasks: Sequence[str], done: Done, ways: Sequence[str]) -> Iterator[Run]:
     """The runs that are tested: the sums with default coefficients and with the best ones, and all others."""
     rates = best_rates(done)
     for task in tasks:
-        settings = [(way, rates[task, way]) for way in (*DEFAULTS, *others(task)) if (task, way) in rates]
+        tested = [*DEFAULTS, *(way for way in others(task) if way in ways)]
+        settings = [(way, rates[task, way]) for way in tested if (task, way) in rates]
         settings += [best] if (best := best_sum(task, done)) is not None else []
         for (way, rate), seed in itertools.product(dict.fromkeys(settings), TESTING):
             yield Run(task, way, rate, seed)
@@ -227,6 +228,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=ROLLOUTS, default=list(ROLLOUTS))
+    parser.add_argument("--ways", nargs="+", choices=OTHERS, default=OTHERS, help="some, and the sums")
     parser.add_argument("--output", type=Path, help="finished runs, one JSON object in a line")
     parser.add_argument("--tables", action="store_true", help="train nothing: print what is finished")
     parser.add_argument(
@@ -245,9 +247,9 @@ def main() -> None:
             seeds = [*TUNING, *TESTING[:2]]
             do([Run(*cell, FIRST_RATES[1], seed) for cell in cells for seed in seeds], output, "a trial", 1)
         elif not args.tables:
-            tune(args.tasks, output)
+            tune(args.tasks, output, args.ways)
             do(deciding(args.tasks, finished(output)), output, "deciding")
-            do(list(testing(args.tasks, finished(output))), output, "testing")
+            do(list(testing(args.tasks, finished(output), args.ways)), output, "testing")
         for task in dict.fromkeys(run.task for run in finished(output)):
             print(f"\n{task}\n\n{results_table(output, task)}")
 

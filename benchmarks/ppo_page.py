@@ -133,7 +133,19 @@ def coefficients_table(path: Path, task: str) -> str:
     return table(["area", *(f"entropy {entropy:g}" for entropy in entropies)], rows)
 
 
+def tuned_table(path: Path, task: str) -> str:
+    """Each way at each of its rates, tested or not: its mean area on the seeds for tuning."""
+    found = scores_by_rate(finished(path))
+    by_way = {way: found[task, way] for way in (*DEFAULTS, *others(task)) if (task, way) in found}
+    rates = sorted({rate for scores in by_way.values() for rate in scores})
+    rows = []
+    for way, scores in by_way.items():
+        rows.append([way, *(f"{scores[rate]:.1f}" if rate in scores else "" for rate in rates)])
+    return table(["area", *(f"rate {rate:g}" for rate in rates)], rows)
+
+
 def publish(results: Path, page: Path) -> None:
     blocks = {f"ppo {task}": results_table(results, task) for task in ROLLOUTS}
     blocks |= {f"coefficients {task}": coefficients_table(results, task) for task in ROLLOUTS}
+    blocks |= {f"tuned {task}": tuned_table(results, task) for task in ROLLOUTS}
     fill(page, blocks)

@@ -226,7 +226,6 @@ def written(path, scores, seeds, task="CartPole-v1"):
 def test_rates_and_coefficients_are_tried_until_the_best_are_inside(ppo, tmp_path, monkeypatch):
     """The sum is best at value 2⁻⁷, entropy 0.01 and rate 3e-4, UPGrad the better the larger the rate is."""
     bench, path = ppo.bench, tmp_path / "runs.jsonl"
-    monkeypatch.setattr(bench, "OTHERS", ["UPGrad"])
 
     def score(way, rate):
         if way == "UPGrad":
@@ -240,14 +239,14 @@ def test_rates_and_coefficients_are_tried_until_the_best_are_inside(ppo, tmp_pat
         written(path, {(run.way, run.rate): score(run.way, run.rate) for run in new}, bench.TUNING)
 
     monkeypatch.setattr(bench, "do", pretend)
-    bench.tune(TASKS[:1], path)
+    bench.tune(TASKS[:1], path, ["UPGrad"])
     done = bench.finished(path)
     assert bench.best_rates(done)[TASKS[0], "UPGrad"] == max(bench.RATES)
     assert bench.best_sum(TASKS[0], done) == ("sum, value 0.0078125, entropy 0.01", 3e-4)
     tried = {bench.SUMS[run.way] for run in done if run.way in bench.SUMS}
     assert {value for value, _ in tried} == {2**-9, 2**-7, *bench.FIRST_VALUES[TASKS[0]]}
     assert {entropy for _, entropy in tried} == {0.0, 0.003, 0.01, 0.03}
-    tested = {(run.way, run.rate) for run in bench.testing(TASKS[:1], done)}
+    tested = {(run.way, run.rate) for run in bench.testing(TASKS[:1], done, ["UPGrad"])}
     sums = [*bench.DEFAULTS, "sum, value 0.0078125, entropy 0.01"]
     assert tested == {("UPGrad", max(bench.RATES)), *((way, 3e-4) for way in sums)}
 
@@ -271,7 +270,7 @@ def test_more_seeds_decide_between_the_best_sums(ppo, tmp_path):
     written(path, {setting: scores[setting] + place for place, setting in enumerate(ranked[:5])}, bench.DECIDING)
     done = bench.finished(path)
     assert bench.best_sum("CartPole-v1", done) == ranked[3]
-    assert (*ranked[3], 9) in {(run.way, run.rate, run.seed) for run in bench.testing(["CartPole-v1"], done)}
+    assert (*ranked[3], 9) in {(run.way, run.rate, run.seed) for run in bench.testing(["CartPole-v1"], done, [])}
 
 
 def test_raw_rewards_are_learned_from_as_they_are(ppo):
@@ -309,7 +308,7 @@ def test_the_tables_have_what_was_found(ppo, tmp_path):
     for task in TASKS:
         written(tmp_path / "r", scores, [*ppo.bench.TUNING, *ppo.bench.TESTING], task)
     page = tmp_path / "page.md"
-    names = [f"{kind} {task}" for kind in ("ppo", "coefficients") for task in ppo.bench.ROLLOUTS]
+    names = [f"{kind} {task}" for kind in ("ppo", "coefficients", "tuned") for task in ppo.bench.ROLLOUTS]
     page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names))
     ppo.page.publish(tmp_path / "r", page)
     text = page.read_text().replace("\N{NO-BREAK SPACE}", " ")
@@ -318,6 +317,7 @@ def test_the_tables_have_what_was_found(ppo, tmp_path):
     assert text.count(dropped) == 2
     assert "| value 0.125 | 21.0 |  |" in text
     assert "| value 0.5 | 11.0 | 11.0 |" in text
+    assert "| GradDrop | 2.0 | 18.0 |" in text
 
 
 def test_the_quick_form_prints_a_table_of_each_task():
