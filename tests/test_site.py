@@ -401,7 +401,7 @@ def requests_of(browser: Chrome) -> list[str]:
     """What was asked of any host since the last call, by scripts, too."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if urlsplit(url).scheme not in ("data", "blob", "chrome")]
+    return [url for url in urls if urlsplit(url).scheme not in ("data", "blob", "chrome", "chrome-untrusted")]
 
 
 @pytest.fixture(scope="module")
