@@ -479,9 +479,7 @@ def test_each_rule_fires_on_a_model_built_for_it_and_not_on_its_neighbour(rule):
 def test_a_conflict_of_similar_lengths_names_methods_and_what_decides():
     (sentence,) = said(((1, 2), -0.4))
     assert "cosine -0.40, beyond chance. Their plain sum takes 80 % off the descent of seg." in sentence
-    assert re.search(
-        r"GradDrop, PCGrad or UPGrad \(\d+\.\d × the plain sum's backward pass\); mtopt.compare decides", sentence
-    )
+    assert "A method may help, such as GradDrop, PCGrad or UPGrad; mtopt.compare decides whether it does." in sentence
     assert all(hasattr(mtopt, name) for name in re.findall(r"\w+", rules.METHODS.replace(" or ", " ")))
 
 
@@ -975,6 +973,7 @@ def test_the_table_tells_what_there_is():
     for word in ("Gradients of 3 losses on one batch: seg, depth, normal", "trunk.2", "Addmm (8, 5)", report.best.code):
         assert word in text
     assert "At the 65 shared parameters" in text
+    assert "A backward pass, predicted in CPU time of one thread (the plain sum of the losses: " in text
     share = f"{100 * report.modules[0].conflict.share:.0f} %"
     assert re.search(rf"trunk.0 +30 +{share}", text)
     assert repr(report) == "<ConflictReport: 3 losses, 2 modules; print it to read it>"
@@ -1042,6 +1041,7 @@ def test_the_dict_has_all_numbers_and_goes_into_json():
     assert told["best"]["at"] == "activations"
     assert {cost["at"] for cost in told["costs"]} == {"activations", "parameters"}
     assert told["verdict"] == list(report.verdict)
+    assert told["clock"] == "CPU time of one thread"
     assert told["signals"] == [[None if math.isnan(s) else s for s in row] for row in report.signals.tolist()]
 
 

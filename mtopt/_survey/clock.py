@@ -11,6 +11,11 @@ FEWEST, MOST = 3, 20  # runs
 ENOUGH = 0.2  # seconds of runs after which there are no more
 
 
+def clock_of(device: torch.device) -> str:
+    """What is measured here, in words."""
+    return "CPU time of one thread" if device.type == "cpu" else "wall-clock time"
+
+
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """The least of several runs: what disturbs one makes it longer, and never shorter.
 

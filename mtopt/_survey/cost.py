@@ -43,7 +43,7 @@ class Cost:
 
     Attributes:
         at: Where the gradients are combined: `"activations"`, `"parameters"` or `"module"`.
-        seconds: How long it takes: on a CPU the time of one thread, else by the wall clock.
+        seconds: How long it takes.
         times: The same as a multiple of the plain sum's backward.
         memory: Bytes by which the peak of the step grows, at most; it grows by less where the plain sum's peak is
             elsewhere.

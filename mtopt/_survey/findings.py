@@ -24,6 +24,7 @@ class Findings:
     signals: Tensor
     meetings: tuple[ConflictAt, ...]
     best: Place
+    clock: str
     plain_seconds: float
     costs: tuple[Cost, ...]
     notes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Findings:
             "signals": [[None if isnan(s) else s for s in row] for row in self.signals.tolist()],
             "meetings": [meeting.to_dict() for meeting in self.meetings],
             "best": asdict(self.best),
+            "clock": self.clock,
             "plain_seconds": self.plain_seconds,
             "costs": [asdict(cost) for cost in self.costs],
             "notes": list(self.notes),

@@ -129,11 +129,13 @@ def _at_activations(batch: Batch, several: Sequence[Meeting], modules: Modules |
     who = ", ".join(batch.names[loss] for loss in sorted(here)) if others else "All losses"
     made = ", ".join(f"{made_by(meeting)} {meeting.shape}" for meeting in several[:3])
     if len(several) == 1:
-        reason = f"{who} meet at one activation, the output of {made}: the default decides there, in one backward."
+        reason = f"{who} meet at one activation, the output of {made}: the default decides there, in one backward pass."
         use = "The module next to it"
     else:
         made += ", ..." if len(several) > 3 else ""
-        reason = f"{who} meet at {len(several)} activations ({made}): the default decides at each, in one backward."
+        reason = (
+            f"{who} meet at {len(several)} activations ({made}): the default decides at each, in one backward pass."
+        )
         use = "To decide at the output of one module instead, and add up what goes around it"
     if others:
         wider = named or 'at="parameters"'

@@ -19,6 +19,7 @@ from .._graph.batching import Batching
 from .._graph.losses import read_losses
 from .._transform import LossesLike
 from .checks import check_graph, check_model, check_rows, combines, notes_on, refusals_explained
+from .clock import clock_of
 from .cost import cost_at_activations, cost_at_module, cost_at_parameters, plain_seconds
 from .findings import Findings
 from .modules import Modules
@@ -61,8 +62,9 @@ class ConflictReport(Findings):
         meetings: Where several losses meet at an activation: the `name` of the operation that made it, its `shape`,
             `size`, `losses` and `conflict`. It is what `at="activations"` acts on.
         best: Where to combine the gradients: `at`, the name of the `module`, the `code` to write, and the `reason`.
-        plain_seconds: What a backward of the plain sum takes: on a CPU the time of one thread, whatever other programs
-            do; elsewhere by the wall clock.
+        clock: What the seconds below are: CPU time of one thread, whatever other programs do, or wall-clock time where
+            the model is not on a CPU.
+        plain_seconds: What a backward of the plain sum takes.
         costs: The predicted backward at each place where there is something to combine: `at`, `seconds`, `times` (as a
             multiple of the plain sum's), `memory` (bytes by which the peak grows at most, with GradDrop) and
             `memory_of_rows` (the same for methods that need all gradients at once, those from the Gramian; `None` where
@@ -188,6 +190,7 @@ def _surveyed(batch: Batch, modules: Modules, batching: Batching) -> ConflictRep
         torch.tensor(numbers.total.signals),
         tuple(meetings),
         best,
+        clock_of(batch.device),
         plain,
         tuple(costs),
         notes,

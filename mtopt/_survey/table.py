@@ -42,7 +42,12 @@ def as_text(report: Findings, width: int) -> str:
         *_wrapped(report.best.code, width),
         *_wrapped(report.best.reason, width),
         "",
-        *_wrapped(f"A backward, predicted (the plain sum of the losses: {_seconds(report.plain_seconds)})", width, ""),
+        *_wrapped(
+            f"A backward pass, predicted in {report.clock} (the plain sum of the losses: "
+            f"{_seconds(report.plain_seconds)})",
+            width,
+            "",
+        ),
         *_costs(report),
         "",
     ]
