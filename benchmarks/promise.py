@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,8 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 FIRST_RATES = (3e-3, 1e-2, 3e-2)  # then outwards, until the best is not at an edge
 FIRST_OF_SUMS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BETAS = (0.9, 0.99, 0.999)
-WEIGHTS = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)  # of all losses but the residuals
+WEIGHTS = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)  # of all losses but the residuals; more where the last is the best
+MORE_WEIGHTS = (1e4, 3e4, 1e5, 3e5)
 TUNING, TESTING = range(100, 103), range(10)  # seeds
 ALL = ("",)  # each name has this in it
 TOGETHER, SUMS_TOGETHER = 15, 45  # trainings in one pass through their networks
@@ -89,6 +90,9 @@ class Run:
     beta: float
     seed: int
 
+
+Cell = tuple[str, str, float]
+"""A problem, a way and a memory."""
 
 Done = dict[Run, dict[str, Any]]
 """Finished trainings, each with its score and the shares of harm."""
@@ -227,7 +231,7 @@ def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
 def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> Iterator[Run]:
     """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
     tried = scores_by_rate(done)
-    for problem, way, beta in cells(problems):
+    for problem, way, beta in (*cells(problems), *heavier(problems, tried)):
         if not any(part in way for part in parts):
             continue
         rates = set(FIRST_OF_SUMS if way.startswith(SUM) else FIRST_RATES)
@@ -237,13 +241,22 @@ def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> I
             yield Run(problem, way, rate, beta, seed)
 
 
-def cells(problems: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+def cells(problems: Sequence[str]) -> Iterator[Cell]:
     """Problem, way and memory. The sums have each memory; the recipe and most methods have, too, on the problems of
     the choice. All else has the shortest, which was the best there."""
     several = {"recipe", *(name + ending for name in AT_EACH_MEMORY for ending in ("", WHITENED, WHITENED + PAIRS))}
     for problem, way, beta in ((p, w, b) for p in problems for w in ways(p) for b in BETAS):
         if beta == BETAS[0] or way.startswith(SUM) or (problem in PROBLEMS and way in several):
             yield problem, way, beta
+
+
+def heavier(problems: Sequence[str], tried: Mapping[Cell, Mapping[float, float]]) -> Iterator[Cell]:
+    """Sums with more weight, as long as the heaviest that was tried is the best."""
+    for problem in problems:
+        sums = {cell: min(tried[cell].values()) for cell in tried if cell[0] == problem and cell[1].startswith(SUM)}
+        for lighter, weight in itertools.pairwise((WEIGHTS[-1], *MORE_WEIGHTS)):
+            if sums and weight_of(min(sums, key=sums.__getitem__)[1]) >= lighter:
+                yield from ((problem, f"{SUM}, weight {weight:g}", beta) for beta in BETAS)
 
 
 def _beside(best: float, rates: Collection[float]) -> float:
@@ -260,16 +273,16 @@ def tune(problems: Sequence[str], path: Path, workers: int, parts: Sequence[str]
         done = finished(path)
 
 
-def scores_by_rate(done: Done) -> dict[tuple[str, str, float], dict[float, float]]:
+def scores_by_rate(done: Done) -> dict[Cell, dict[float, float]]:
     """For each problem, way and memory the mean score at each rate, over the seeds for tuning."""
-    scores: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores: dict[Cell, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run, record in done.items():
         if run.seed in TUNING:
             scores[run.problem, run.way, run.beta][run.rate].append(record["score"])
     return {key: {rate: fmean(of_rate) for rate, of_rate in rates.items()} for key, rates in scores.items()}
 
 
-def best_rates(done: Done) -> dict[tuple[str, str, float], float]:
+def best_rates(done: Done) -> dict[Cell, float]:
     """For each problem, way and memory the best rate."""
     return {key: min(rates, key=rates.__getitem__) for key, rates in scores_by_rate(done).items()}
 

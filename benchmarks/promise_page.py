@@ -16,6 +16,7 @@ from promise import (
     EQUAL_TIME,
     IN_TURN,
     METHODS,
+    MORE_WEIGHTS,
     NORMS,
     ON_MOMENTA,
     PAIRS,
@@ -23,7 +24,9 @@ from promise import (
     STEPS,
     SUM,
     TESTING,
+    WEIGHTS,
     WHITENED,
+    Cell,
     Done,
     Run,
     best_rates,
@@ -36,7 +39,6 @@ from scipy import stats
 
 from mtopt._comparison.statistics import estimate, holm
 
-Cell = tuple[str, str, float]  # problem, way, β₂
 UNSWEPT = AS_PEOPLE_RUN_IT[0]
 SHORT = BETAS[0]
 NAMES = {
@@ -102,7 +104,7 @@ def publish(results: Path, docs: Path) -> None:
 
 
 def _sums() -> list[str]:
-    return [way for way in ways() if way.startswith(SUM)]
+    return [f"{SUM}, weight {weight:g}" for weight in (*WEIGHTS, *MORE_WEIGHTS)]
 
 
 def recipe_table(found: Found) -> str:

@@ -79,6 +79,20 @@ def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch
     assert console.export_text().count("(1!)") == 1  # at the edge of what can be tried
 
 
+def test_weights_grow_as_long_as_the_heaviest_is_the_best(promise, tmp_path):
+    def tried(**best):
+        scores = {f"sum, weight {weight:g}": abs(math.log10(weight / best["weight"])) for weight in best["of"]}
+        written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in scores.items()})
+        done = promise.finished(tmp_path / "r")
+        new = {run.way for run in promise.tuning(["burgers"], done, ["sum"])}
+        return new - {f"sum, weight {weight:g}" for weight in promise.WEIGHTS}
+
+    assert tried(weight=1000, of=promise.WEIGHTS) == set()
+    assert tried(weight=3000, of=promise.WEIGHTS) == {"sum, weight 10000"}
+    assert tried(weight=9000, of=[*promise.WEIGHTS, 1e4]) == {"sum, weight 10000", "sum, weight 30000"}
+    assert tried(weight=9000, of=[*promise.WEIGHTS, 1e4, 3e4]) == {"sum, weight 10000", "sum, weight 30000"}
+
+
 def test_some_ways_alone_are_tuned_and_tested(promise, tmp_path):
     assert {run.way for run in promise.tuning(["heat"], {}, ["recipe"])} == {"recipe", "recipe, equal time"}
     written(tmp_path / "r", {(way, 1e-2, 0.9, 100): 0.0 for way in ("sum, weight 1", "UPGrad")})
