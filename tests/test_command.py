@@ -198,11 +198,11 @@ def test_the_version_is_mtopts(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["comapre", "study.py"], "there is no part 'comapre', but demo, compare, report. Did you mean 'compare'?"),
-        (["xyz"], "there is no part 'xyz', but demo, compare, report."),
-        (["study.py"], "To look at its losses: python -m mtopt report study.py"),
+        (["comapre", "study.py"], "there is no command 'comapre'. Did you mean 'compare'?"),
+        (["xyz"], "there is no command 'xyz'. There are demo, compare, report."),
+        (["study.py"], "To look at the losses of that file: python -m mtopt report study.py"),
         (["my study.py"], "python -m mtopt report 'my study.py'"),
-        (["digits"], "there is no part 'digits'. Did you mean: python -m mtopt demo digits"),
+        (["digits"], "there is no command 'digits'. Did you mean: python -m mtopt demo digits"),
         (["--sedes", "3"], "unrecognized arguments: --sedes"),
         (["compare"], "the following arguments are required: FILE.py"),
         (["compare", "studi.py"], "there is no file 'studi.py'. Did you mean 'study.py'?"),

@@ -98,8 +98,7 @@ def test_same_seed_gives_the_same_numbers(demo, tmp_path):
         (["--seed", "-1"], "--seed: must be a whole number from 0"),
         (["--output", "picture.txt"], "--output: must end in one of .png"),
         (["--output", "no/such/folder/picture.png"], "--output: cannot write"),
-        (["demo", "digit"], "must be physics or digits, but it is 'digit'. Did you mean 'digits'?"),
-        (["demo", "study.py"], "must be physics or digits"),
+        (["--sedes", "3"], "unrecognized arguments: --sedes"),
     ],
 )
 def test_wrong_options_end_with_2_before_any_training(arguments, message, monkeypatch, capsys):
@@ -107,6 +106,12 @@ def test_wrong_options_end_with_2_before_any_training(arguments, message, monkey
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("problem", "near"), [("digit", " Did you mean 'digits'?"), ("study.py", "")])
+def test_a_problem_that_there_is_not_ends_with_2(problem, near, capsys):
+    assert main(["demo", problem]) == 2
+    assert f"must be physics or digits, but it is {problem!r}.{near}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("problem", "option"), [("physics", "--epochs"), ("digits", "--steps")])

@@ -48,7 +48,7 @@ def run(seeds: Sequence[int], steps: int, path: Path) -> bool:
     """Train, print and draw; returns that it is finished."""
     found = _trained(seeds, steps)
     show("Physics: a swinging string", _about(found, steps), HEADER, _rows(found), verdict(found))
-    about = f"A swinging string: {count(len(seeds), 'seed')}, {steps} steps; fields of seed {seeds[0]}"
+    about = f"A swinging string: relative L2 errors; fields of seed {seeds[0]}, curves over {count(len(seeds), 'seed')}"
     curves = [_curve(way) for way in found.sums]
     draw(exact_field(), {n: _drawn(found, n) for n in found.ways}, curves, look_steps(steps), about, path)
     print(f"Picture: {path}")
@@ -95,8 +95,8 @@ def _about(found: Found, steps: int) -> list[str]:
         "A small network learns how a string swings from four losses: the wave equation, the string's shape and "
         f"velocity at the start, and its fixed ends. {count(n_seeds, 'seed')}, {steps} steps, the same Adam for all.",
         f"The recipe is {recipe()}, at the parameters.",
-        f"The sums weight all losses but the equation's. Error by weight: {sums}. The best is picked by this very "
-        "error, which favours it.",
+        f"The sums weight all losses but the equation's. Relative L2 error by weight: {sums}. The best is picked by "
+        "this very error, which favours it.",
     ]
 
 

@@ -66,11 +66,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _no_part(word: str) -> str:
     """What is said of a first word that is no part: most likely a file, a problem of the demo, or a misspelt part."""
+    told = f"there is no command {word!r}."
     if word.endswith(".py"):
-        return f"what is to be done with {word!r}? To look at its losses: {PROG} report {shlex.quote(word)}"
+        return f"{told} To look at the losses of that file: {PROG} report {shlex.quote(word)}"
     if word in demo.PARTS:
-        return f"there is no part {word!r}. Did you mean: {PROG} demo {word}"
-    return f"there is no part {word!r}, but {', '.join(PARTS)}.{near_names(word, [*PARTS])}"
+        return f"{told} Did you mean: {PROG} demo {word}"
+    return told + (near_names(word, [*PARTS]) or f" There are {', '.join(PARTS)}.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mtopt {__version__}")
-    parts = parser.add_subparsers(title="parts", dest="part", metavar=" | ".join(PARTS), required=True)
+    parts = parser.add_subparsers(title="commands", dest="part", metavar=" | ".join(PARTS), required=True)
     for part in PARTS.values():
         part.add_to(parts)
     return parser
