@@ -23,7 +23,7 @@ from mtopt._demo import data, digits, training, wave
 from mtopt._demo.digits import METHODS, Net, losses_of
 from mtopt._demo.fields import Fields
 
-PAGE = Path(__file__).parents[1] / "docs" / "optimizer.md"
+DOCS = Path(__file__).parents[1] / "docs"
 SHORT = ["--seeds", "3", "--epochs", "1", "--steps", "4"]
 
 
@@ -147,6 +147,12 @@ def test_one_problem_has_the_picture_that_is_named_and_two_have_one_each(argumen
         monkeypatch.setitem(command.PARTS, name, told)
     assert main(arguments) == 0
     assert ran == pictures
+
+
+def test_the_page_tells_how_many_seeds_and_which_options_there_are():
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8").partition("## The demo")[2]
+    assert " and ".join(f"{part.seeds} for {name}" for name, part in command.PARTS.items()) in page
+    assert all(f"`demo {name}`" in page and f"`--{part.unit} N`" in page for name, part in command.PARTS.items())
 
 
 @pytest.mark.parametrize("problem", ["physics", "digits"])
@@ -297,7 +303,7 @@ def test_sums_trained_at_once_are_sums_trained_alone():
 
 
 def test_the_recipe_is_that_of_the_docs():
-    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    text = " ".join((DOCS / "optimizer.md").read_text(encoding="utf-8").split())
     assert f"betas = {training.BETAS}" in text
     assert all(f"mtopt.{transform!r}".replace("'", '"') in text for transform in training.recipe())
 

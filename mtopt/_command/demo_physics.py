@@ -10,7 +10,17 @@ from pathlib import Path
 from .._comparison.progress import progress_bar
 from .._comparison.statistics import LEAST_SEEDS, NO_DIFFERENCE, SIGNIFICANCE, estimate, holm, paired_p
 from .._demo.physics_picture import Learned, draw
-from .._demo.training import WEIGHTS, Way, exact_field, look_steps, recipe, step_ratio, train_recipe, train_sums
+from .._demo.training import (
+    LEARNING_RATE,
+    WEIGHTS,
+    Way,
+    exact_field,
+    look_steps,
+    recipe,
+    step_ratio,
+    train_recipe,
+    train_sums,
+)
 from .screen import count, show
 
 EXTRAS = ("scipy.special", "matplotlib.figure", "rich.progress")
@@ -93,8 +103,9 @@ def _about(found: Found, steps: int) -> list[str]:
     sums = ", ".join(f"{weight}: {_mean(way):.2g}" for weight, way in zip(WEIGHTS, found.sums, strict=True))
     return [
         "A small network learns how a string swings from four losses: the wave equation, the string's shape and "
-        f"velocity at the start, and its fixed ends. {count(n_seeds, 'seed')}, {steps} steps, the same Adam for all.",
-        f"The recipe is {recipe()}, at the parameters.",
+        f"velocity at the start, and its fixed ends. {count(n_seeds, 'seed')}, {steps} steps. All have the same Adam, "
+        f"whose learning rate, {LEARNING_RATE:g}, was tuned on other seeds.",
+        f"The recipe is {recipe()}, at the parameters. It was chosen on other equations.",
         f"The sums weight all losses but the equation's. Relative L2 error by weight: {sums}. The best is picked by "
         "this very error, which favours it.",
     ]

@@ -20,7 +20,9 @@ from .fields import Fields
 from .wave import Points, exact, grid, losses, stream
 
 WEIGHTS = (1, 10, 100, 1000)  # of all losses but the equation's
-LEARNING_RATE = 3e-2  # with cosine decay; the best for each of the ways where it was tuned (benchmarks/promise.py)
+LEARNING_RATE = (
+    3e-2  # with cosine decay; the best of each way on this equation in benchmarks/promise.py, on other seeds
+)
 BETAS = (0.9, 0.9)  # Adam's, for all
 LOOKS = 40  # at the error, during the training
 COARSE, FINE = 31, 101  # points along each side: to measure errors, and to draw
