@@ -36,6 +36,8 @@ from .rows import (
     rows_thrown_away,
 )
 
+MANY = 64  # parameters from which on Python's share hardly counts
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -185,13 +187,19 @@ def cost_at_module(batch: Batch, plain: float, edge: Edge, place: Place) -> Cost
 
 
 def _seconds_besides(batch: Batch, at: str) -> float:
-    """What the parts leave out, Python's share: what a step of as many tiny losses takes longer than its own parts."""
-    weight = nn.Parameter(torch.ones(2, 2, device=batch.device))
-    optimizer = MultiLossOptimizer(torch.optim.SGD([weight]), GradDrop(seed=0), at=at)
+    """What the parts leave out, Python's share: what a step of a tiny model takes longer than its own parts.
+
+    It has as many losses, and as many parameters, all shared.
+    """
+    n = min(MANY, sum(1 for _ in batch.graph.leaves()))
+    weights = [nn.Parameter(torch.eye(2, device=batch.device)) for _ in range(n)]
+    optimizer = MultiLossOptimizer(torch.optim.SGD(weights), GradDrop(seed=0), at=at)
 
     def losses() -> list[Tensor]:
-        weight.grad = None
-        made = torch.ones(2, 2, device=batch.device) @ weight
+        optimizer.zero_grad()
+        made = torch.ones(2, 2, device=batch.device)
+        for weight in weights:
+            made = made @ weight
         return [(made * (i + 1)).sum() for i in range(len(batch.losses))]
 
     with torch.enable_grad():
