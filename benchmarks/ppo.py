@@ -18,20 +18,18 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from ppo_agent import DISCOUNT, Agent, Learner, Losses, Trainings
-from ppo_tasks import TASKS, Task
+from ppo_agent import Agent, Learner, Losses, Trainings
+from ppo_tasks import TASKS
 from rich.progress import track
 
 import mtopt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ppo.jsonl"
-RAW = "CartPole-v1, raw rewards"  # else they are scaled, so that no value is beyond 1
-ROLLOUTS = {"CartPole-v1": 48, "Acrobot-v1": 24, RAW: 48}  # of 1,024 steps
+ROLLOUTS = {"CartPole-v1": 48, "Acrobot-v1": 16}  # of 1,024 steps
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-VALUES, ENTROPIES = tuple(2.0**power for power in range(-17, 5, 2)), (0.0, 0.003, 0.01, 0.03, 0.1)
-FIRST_RATES, FIRST_ENTROPIES = RATES[3:6], ENTROPIES[:3]  # then outwards
-FIRST_VALUES = {task: VALUES[2:9:2] if task == RAW else VALUES[6:10] for task in ROLLOUTS}
+VALUES, ENTROPIES = tuple(2.0**power for power in range(-11, 9, 2)), (0.0, 0.003, 0.01, 0.03, 0.1)
+FIRST_RATES, FIRST_VALUES, FIRST_ENTROPIES = RATES[3:6], VALUES[3:7], ENTROPIES[:3]  # then outwards
 TUNING, DECIDING, TESTING = range(100, 103), range(103, 110), range(10)  # seeds
 FINALISTS = 4  # settings of the sum, between which more seeds decide
 TOGETHER = 15  # trainings at a time
@@ -68,15 +66,10 @@ Done = dict[Run, dict[str, Any]]
 Cell = tuple[str, str]  # task, way
 
 
-def others(task: str) -> list[str]:
-    """What is compared with the sums; with raw rewards GradDrop, and the others' forms of two losses."""
-    return [way for way in OTHERS if task != RAW or way not in EVEN]
-
-
 def learner_of(run: Run) -> Learner:
     """An agent that learns by a way: all but the swept sums have the first default coefficients."""
     torch.manual_seed(run.seed)
-    agent = Agent(_task(run))
+    agent = Agent(TASKS[run.task])
     name = run.way.removesuffix(TWO)
     transforms = METHODS[name](run.seed) if name in METHODS else []
     betas = (0.9, 0.9 if name in (SHORT, RECIPE) else 0.999)
@@ -95,10 +88,6 @@ def learner_of(run: Run) -> Learner:
     return Learner(agent, optimizer, handed, longest, run.seed)
 
 
-def _task(run: Run) -> Task:
-    return TASKS[run.task.split(",")[0]]
-
-
 def train(runs: Sequence[Run], rollouts: int) -> list[dict[str, Any]]:
     """Runs in one task: the mean of each learning curve, the final return, how often a step raised each loss."""
     learners = [learner_of(run) for run in runs]
@@ -107,8 +96,7 @@ def train(runs: Sequence[Run], rollouts: int) -> list[dict[str, Any]]:
         mtopt.Monitor(learner.optimizer, every=25) if watch else None
         for learner, watch in zip(learners, watched, strict=True)
     ]
-    scale = 1.0 if runs[0].task == RAW else 1 - DISCOUNT
-    trainings = Trainings(_task(runs[0]), learners, rollouts, scale)
+    trainings = Trainings(TASKS[runs[0].task], learners, rollouts)
     trainings.run()
     records = []
     for run, monitor, area, final in zip(runs, monitors, trainings.areas(), trainings.finals(), strict=True):
@@ -181,7 +169,7 @@ def beside(options: Sequence[float], best: float, tried: set[float]) -> float:
 def sums_to_tune(task: str, done: Done) -> list[str]:
     """A grid of coefficients, that grows until the best ones are not at an edge."""
     tried = [SUMS[way] for of, way in scores_by_rate(done) if of == task and way in SUMS]
-    values, entropies = {*FIRST_VALUES[task], *(v for v, _ in tried)}, {*FIRST_ENTROPIES, *(e for _, e in tried)}
+    values, entropies = {*FIRST_VALUES, *(v for v, _ in tried)}, {*FIRST_ENTROPIES, *(e for _, e in tried)}
     if best := finalists(task, done):
         value, entropy = SUMS[best[0][0]]
         values, entropies = (
@@ -191,11 +179,11 @@ def sums_to_tune(task: str, done: Done) -> list[str]:
     return [way for way, (value, entropy) in SUMS.items() if value in values and entropy in entropies]
 
 
-def tuning(tasks: Sequence[str], done: Done, ways: Sequence[str] = OTHERS) -> Iterator[Run]:
+def tuning(tasks: Sequence[str], ways: Sequence[str], done: Done) -> Iterator[Run]:
     """The runs of the first settings, and of the next one where the best of those that are finished is at an edge."""
     scores = scores_by_rate(done)
     for task in tasks:
-        for way in [*sums_to_tune(task, done), *(way for way in others(task) if way in ways)]:
+        for way in [*sums_to_tune(task, done), *ways]:
             rates = set(FIRST_RATES)
             if by_rate := scores.get((task, way)):
                 rates |= by_rate.keys()
@@ -204,20 +192,19 @@ def tuning(tasks: Sequence[str], done: Done, ways: Sequence[str] = OTHERS) -> It
                 yield Run(task, way, rate, seed)
 
 
-def tune(tasks: Sequence[str], path: Path, ways: Sequence[str] = OTHERS) -> None:
+def tune(tasks: Sequence[str], ways: Sequence[str], path: Path) -> None:
     """Train with one rate after the other, until nothing that is best is at an edge."""
     done = finished(path)
-    while any(run not in done for run in tuning(tasks, done, ways)):
-        do(list(tuning(tasks, done, ways)), path, "tuning")
+    while any(run not in done for run in tuning(tasks, ways, done)):
+        do(list(tuning(tasks, ways, done)), path, "tuning")
         done = finished(path)
 
 
-def testing(tasks: Sequence[str], done: Done, ways: Sequence[str]) -> Iterator[Run]:
+def testing(tasks: Sequence[str], ways: Sequence[str], done: Done) -> Iterator[Run]:
     """The runs that are tested: the sums with default coefficients and with the best ones, and all others."""
     rates = best_rates(done)
     for task in tasks:
-        tested = [*DEFAULTS, *(way for way in others(task) if way in ways)]
-        settings = [(way, rates[task, way]) for way in tested if (task, way) in rates]
+        settings = [(way, rates[task, way]) for way in (*DEFAULTS, *ways) if (task, way) in rates]
         settings += [best] if (best := best_sum(task, done)) is not None else []
         for (way, rate), seed in itertools.product(dict.fromkeys(settings), TESTING):
             yield Run(task, way, rate, seed)
@@ -243,13 +230,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as trial:
         output = args.output or (Path(trial) / RESULTS.name if args.quick else RESULTS)
         if args.quick:
-            cells = [(task, way) for task in args.tasks for way in (*DEFAULTS, *others(task))]
+            cells = [(task, way) for task in args.tasks for way in (*DEFAULTS, *OTHERS)]
             seeds = [*TUNING, *TESTING[:2]]
             do([Run(*cell, FIRST_RATES[1], seed) for cell in cells for seed in seeds], output, "a trial", 1)
         elif not args.tables:
-            tune(args.tasks, output, args.ways)
+            tune(args.tasks, args.ways, output)
             do(deciding(args.tasks, finished(output)), output, "deciding")
-            do(list(testing(args.tasks, finished(output), args.ways)), output, "testing")
+            do(list(testing(args.tasks, args.ways, finished(output))), output, "testing")
         for task in dict.fromkeys(run.task for run in finished(output)):
             print(f"\n{task}\n\n{results_table(output, task)}")
 

@@ -16,6 +16,7 @@ import mtopt
 ENVIRONMENTS, STEPS = 16, 64  # of an agent, and in each of them between two updates
 EPOCHS, BATCH = 4, 512
 DISCOUNT, TRACE, CLIP = 0.99, 0.95, 0.2
+SCALE = 1 - DISCOUNT  # of the rewards that are learned from: no value is beyond 1
 WIDTH, EPISODES = 64, 32  # of the trunk's layers; in the evaluation
 
 Losses = dict[str, Tensor]
@@ -128,11 +129,10 @@ class Trainings:
         task: What they learn.
         learners: Of each agent.
         rollouts: How often they act for `STEPS` steps and then learn; the learning rate falls to 0 within them.
-        scale: Of the rewards that are learned from.
     """
 
-    def __init__(self, task: Task, learners: Sequence[Learner], rollouts: int, scale: float = 1 - DISCOUNT) -> None:
-        self.task, self.learners, self.rollouts, self.scale = task, learners, rollouts, scale
+    def __init__(self, task: Task, learners: Sequence[Learner], rollouts: int) -> None:
+        self.task, self.learners, self.rollouts = task, learners, rollouts
         self.chances = [np.random.default_rng(learner.seed) for learner in learners]
         self.orders = [torch.Generator().manual_seed(learner.seed) for learner in learners]
         self.rates = [learner.optimizer.param_groups[0]["lr"] for learner in learners]
@@ -182,7 +182,7 @@ class Trainings:
             actions.append(policies.draw(seen[-1], chances[0]))
             self.states, reward, end = self.task.step(self.states, actions[-1])
             following.append(self.task.observe(self.states))
-            rewards.append(self.scale * reward)
+            rewards.append(SCALE * reward)
             terminated.append(end)
             self.ages += 1
             self.returns += reward

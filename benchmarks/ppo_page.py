@@ -10,6 +10,7 @@ from blocks_of_a_page import fill
 from markdown_tables import table
 from ppo import (
     DEFAULTS,
+    OTHERS,
     RATES,
     ROLLOUTS,
     SUMS,
@@ -19,7 +20,6 @@ from ppo import (
     best_rates,
     best_sum,
     finished,
-    others,
     scores_by_rate,
 )
 
@@ -43,7 +43,7 @@ class Found:
 
     def settings(self, task: str) -> list[Setting]:
         """Those that were tested, but for the swept sum."""
-        cells = [(task, way) for way in (*DEFAULTS, *others(task)) if (task, way) in self.rates]
+        cells = [(task, way) for way in (*DEFAULTS, *OTHERS) if (task, way) in self.rates]
         settings = [(*cell, self.rates[cell]) for cell in cells]
         return [each for each in settings if each != self.swept.get(task) and self.scores(each, "area")]
 
@@ -136,7 +136,7 @@ def coefficients_table(path: Path, task: str) -> str:
 def tuned_table(path: Path, task: str) -> str:
     """Each way at each of its rates, tested or not: its mean area on the seeds for tuning."""
     found = scores_by_rate(finished(path))
-    by_way = {way: found[task, way] for way in (*DEFAULTS, *others(task)) if (task, way) in found}
+    by_way = {way: found[task, way] for way in (*DEFAULTS, *OTHERS) if (task, way) in found}
     rates = sorted({rate for scores in by_way.values() for rate in scores})
     rows = []
     for way, scores in by_way.items():
