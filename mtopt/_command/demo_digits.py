@@ -26,13 +26,13 @@ def run(seeds: Sequence[int], epochs: int, path: Path) -> bool:
     result = compare(**arguments)
     if not result.complete:
         return False
-    summary = summarize(result.runs, result.study["methods"])
+    summary = summarize(result.runs, result.study["methods"], result.study["threads"])
     accuracies = [quantity for quantity in summary.quantities if quantity.kind == "metric"]
     length = f"{count(len(seeds), 'seed')}, {count(epochs, 'epoch')}"
     told = (
         f"Two handwritten digits lie over each other; one task names the left one, one the right. {length}. {conflict}"
     )
-    header = ("", *(quantity.name for quantity in accuracies), "time of a step, ms")
+    header = ("", *(quantity.name for quantity in accuracies), "CPU time of a step, ms")
     show("Digits: two in one picture", [told], header, _rows(summary, accuracies), verdict(summary))
     about = f"Two digits in one picture: {length}; grey: single seeds, bars: 95 % of the mean"
     scores = {quantity.name: _scores(result, quantity) for quantity in accuracies}
