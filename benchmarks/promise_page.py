@@ -126,25 +126,20 @@ def recipe_table(found: Found) -> str:
 
 
 def ratios_table(found: Found) -> str:
-    """The recipe in the sum's time over the sums, with the p of each problem, corrected for their number."""
-    head = ["", "steps", "/ sum, all swept", "p > 1.2", "/ sum, weights 1, β₂ 0.999", "p < 0.5"]
-    rows, ps = [], []
+    """The recipe over the sums, in as many steps and in as much time; p of the latter, corrected for the problems."""
+    head = ["", "equal steps, / all swept", "/ weights 1, β₂ 0.999", "steps in equal time", "equal time, / all swept"]
+    rows, missed, reached = [], [], []
     for problem in found.problems():
-        ours = (problem, "recipe" + EQUAL_TIME, SHORT)
-        swept, unswept = found.best(problem, _sums()), (problem, *AS_PEOPLE_RUN_IT)
-        cells = [str(steps_of(ours[1], problem, STEPS))]
-        pair = []
-        for other, limit, beyond in ((swept, 1.2, "greater"), (unswept, 0.5, "less")):
-            cells.append(interval(found.scores(ours), found.scores(other)))
-            pair.append(_p(found.scores(ours), found.scores(other), limit, beyond))
-        rows.append([NAMES[problem], *cells])
-        ps.append(pair)
-    corrected = [holm([pair[i] for pair in ps]) for i in (0, 1)]
-    full = [
-        [name, steps, swept, f"{corrected[0][i]:.2g}", unswept, f"{corrected[1][i]:.2g}"]
-        for i, (name, steps, swept, unswept) in enumerate(rows)
-    ]
-    return table(head, full)
+        swept, unswept = (found.scores(cell) for cell in (found.best(problem, _sums()), (problem, *AS_PEOPLE_RUN_IT)))
+        in_steps, in_time = (found.scores((problem, "recipe" + ending, SHORT)) for ending in ("", EQUAL_TIME))
+        missed.append(_p(in_time, swept, 1.2, "greater"))
+        reached.append(_p(in_time, unswept, 0.5, "less"))
+        steps = str(steps_of("recipe" + EQUAL_TIME, problem, STEPS))
+        rows.append([NAMES[problem], *(interval(in_steps, other) for other in (swept, unswept)), steps])
+        rows[-1] += [interval(in_time, swept), "", interval(in_time, unswept), ""]
+    for row, *ps in zip(rows, holm(missed), holm(reached), strict=True):
+        row[5], row[7] = (f"{p:.2g}" for p in ps)
+    return table([*head, "p > 1.2", "/ weights 1, β₂ 0.999", "p < 0.5"], rows)
 
 
 def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) -> float:

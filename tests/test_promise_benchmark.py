@@ -168,8 +168,10 @@ def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
     swept = 3 * 3 * len(promise.WEIGHTS)
     sums = f"| Helmholtz | 0.0442 (3) | 0.0140 (9) | 0.0111 ({swept}) | 10, 0.01, 0.9 |"
     assert f"{sums} 0.0122 (3) | 0.0122 (3) |" in text
-    over = r"1.10 \(1.10 to 1.10\) \| 1 \| 0.28 \(0.28 to 0.28\)"
-    (ratios,) = re.findall(rf"\| Burgers \| (\d+) \| {over} \| (\S+) \|", text)
+    swept, unswept = r"1.10 \(1.10 to 1.10\)", r"0.28 \(0.28 to 0.28\)"
+    (ratios,) = re.findall(
+        rf"\| Burgers \| {swept} \| {unswept} \| (\d+) \| {swept} \| 1 \| {unswept} \| (\S+) \|", text
+    )
     assert int(ratios[0]) == promise.steps_of("recipe, equal time", "burgers", promise.STEPS)
     assert float(ratios[1]) < 1e-9
     assert "| sum, weight 1 | 1.26 | 1.26 |" in text
@@ -225,3 +227,26 @@ def test_the_page_on_the_optimizer_has_the_times_that_were_measured(promise):
     assert float(config) == pytest.approx(small["ConFIG"]["times the plain step"], abs=0.006)
     one_loss = small["ConFIG on momenta, one loss a step"]["times the plain step"]
     assert float(one) == pytest.approx(one_loss, abs=0.006)
+
+
+def test_the_page_on_physics_says_what_its_tables_say(promise):
+    """The ratios of the table, counted anew."""
+    page = (BENCHMARKS.parent / "docs" / "physics.md").read_text(encoding="utf-8")
+    prose = " ".join(re.sub(r"<!-- table.*?end -->", "", page, flags=re.DOTALL).split())
+    table = page.split("<!-- table: ratios -->")[1].split("<!-- end -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if re.match(r"\| \w", line)]
+    steps, unswept, time, unswept_time = ([float(row[i].split()[0]) for row in rows] for i in (1, 2, 4, 6))
+    assert len(rows) == len(promise.PROBLEMS | promise.OTHERS) == 9
+    within = [sum(ratio <= 1.2 for ratio in ratios) for ratios in (steps, time)]
+    half = [sum(ratio <= 0.5 for ratio in ratios) for ratios in (unswept, unswept_time)]
+    assert f"on {within[0]} of 9 problems in as many steps, and on {within[1]} of 9 in as much time" in prose
+    assert f"on {half[0]} of 9 in as many steps, and on {half[1]} of 9 in as much time" in prose
+    by_name = {row[0]: row for row in rows}
+    worst = {name: by_name[name][1].split()[0] for name in ("Poisson", "Heat", "Kovasznay")}
+    said = re.search(r"behind by ([\d.]+) times on Poisson's, ([\d.]+) on the heat equation and ([\d.]+) on Kov", prose)
+    assert [f"{float(ratio):.1f}" for ratio in worst.values()] == list(said.groups())
+    for name in ("README.md", "docs/index.md"):
+        text = " ".join((BENCHMARKS.parent / name).read_text(encoding="utf-8").split())
+        assert f"a sum with equal weights on {half[0]} of 9 problems in as many steps" in text
+        assert f"swept over weights, rates and Adam's β₂ on {within[0]} of 9, with" in text
+        assert f"in as much time it came that close on {within[1]} of 9" in text.lower()
