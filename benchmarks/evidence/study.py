@@ -127,7 +127,7 @@ class Study:
     def _peers(self, chosen: dict[str, Job | None], pool: ProcessPoolExecutor, advance: Advance) -> dict[str, Any]:
         """Each pair with the learning rate that was best for ours: equal steps on both sides, then equal time."""
         settings = {pair: job.setting for pair in peers.PAIRS if (job := chosen.get(pair)) is not None}
-        found = self.finished.once(f"peers' costs: {sorted(settings)}", lambda: self._peer_costs(settings))
+        found = self.finished.once(f"peers' costs: {sorted(settings)}", lambda: self._peer_costs(settings, self.repeats))
         costs, peaks = found["costs"], found["peaks"]
         jobs = []
         for pair, setting in settings.items():
@@ -148,14 +148,14 @@ class Study:
     def peer_costs_anew(self, known: dict[str, Any]) -> dict[str, Any]:
         """The results with what the peers' steps and ours cost now, beside what they cost when these trained."""
         settings = {pair: Setting(sides["lr"]) for pair, sides in known["peers"].items()}
-        found = self._peer_costs(settings)
+        found = self._peer_costs(settings, 5 * self.repeats)
         for pair, sides in known["peers"].items():
             for side in (peers.OURS, peers.THEIRS):
                 cell = _of(pair, side)
                 sides[side]["now"] = {**found["costs"][cell], "peak": found["peaks"][cell]}
         return known
 
-    def _peer_costs(self, settings: dict[str, Setting]) -> Record:
+    def _peer_costs(self, settings: dict[str, Setting], repeats: int) -> Record:
         updates = {
             _of(pair, side): peers.update_of(pair, side, setting, self.problem.steps, 0)
             for pair, setting in settings.items()
@@ -163,7 +163,7 @@ class Study:
         }
         setting = settings[PLAIN]
         plain = updates[_of(PLAIN, peers.THEIRS)]  # the loop by hand
-        costs, refused = measured(self.problem, {PLAIN: plain, **updates}, setting, self.repeats)
+        costs, refused = measured(self.problem, {PLAIN: plain, **updates}, setting, repeats)
         if refused:
             raise RuntimeError(f"A step of a peer has failed: {refused}")
         peaks = {name: peers.peak(self.problem, make, setting) for name, make in updates.items()}
