@@ -69,6 +69,10 @@ class Found:
         trained = {problem for problem, *_ in self.rates}
         return [problem for problem in NAMES if problem in trained]
 
+    def tested(self, cell: Cell) -> bool:
+        problem, way, beta = cell
+        return cell in self.rates and Run(problem, way, self.rates[cell], beta, TESTING[-1]) in self.done
+
     def scores(self, cell: Cell) -> list[float]:
         problem, way, beta = cell
         rate = self.rates[cell]
@@ -149,8 +153,8 @@ def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) 
 
 
 def methods_table(found: Found) -> str:
-    """Each way at β₂ = 0.9 over the swept sum, on the problems where methods were trained."""
-    problems = [p for p in found.problems() if any((p, way, SHORT) in found.rates for way in _of_methods())]
+    """Each way at β₂ = 0.9 over the swept sum, on the problems where methods were tested."""
+    problems = [p for p in found.problems() if any(found.tested((p, way, SHORT)) for way in _of_methods())]
     head = ["", *(NAMES[problem] for problem in problems)]
     rows = []
     for way in [UNSWEPT, *_of_methods(), *_rest()]:
