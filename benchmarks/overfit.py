@@ -52,8 +52,8 @@ class Problem:
     tasks: Sequence[str]
     splits: Mapping[str, Examples]
     classes: int = 10
-    hidden: tuple[int, int] = (128, 64)
-    steps: int = 800
+    hidden: tuple[int, int] = (64, 64)
+    steps: int = 400
     batch_size: int = 64
     source: Examples | None = None
 
@@ -101,14 +101,14 @@ def transfer() -> Problem:
     targets = {split: torch.stack([torch.full_like(of, NONE), of], 1) for split, (_, of) in found.target.items()}
     splits = {split: Examples(small(found.target[split][0]), of) for split, of in targets.items()}
     source = Examples(small(images), torch.stack([labels, torch.full_like(labels, NONE)], 1))
-    return Problem(found.tasks, splits, source=source, steps=600)
+    return Problem(found.tasks, splits, source=source)
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "yeast": lambda: of_all(problem("yeast"), 1400, classes=1, hidden=(64, 64), steps=600, batch_size=128),
-    "two_digits": lambda: of_all(TwoDigits(), 1000),
-    "multi_fashion": lambda: of_all(problem("multi_fashion"), 1500),
-    "census": lambda: of_all(problem("census"), 3000, classes=1, hidden=(32, 32), steps=500, batch_size=128),
+    "yeast": lambda: of_all(problem("yeast"), 1400, classes=1, steps=600, batch_size=128),
+    "two_digits": lambda: of_all(TwoDigits(), 500, steps=500),
+    "multi_fashion": lambda: of_all(problem("multi_fashion"), 800, steps=500),
+    "census": lambda: of_all(problem("census"), 1500, classes=1, hidden=(32, 32), batch_size=128),
     "transfer": transfer,
 }
 QUICK: dict[str, Callable[[], Problem]] = {"quick_digits": lambda: of_all(problem("quick_digits"), 1000, steps=40)}

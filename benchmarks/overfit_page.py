@@ -25,7 +25,7 @@ from mtopt import GradDrop
 from mtopt._comparison.statistics import estimate
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-FIRST_RATES = RATES[1:5]  # then outwards, for all ways alike, until no way's best is at an edge
+FIRST_RATES = RATES[2:5]  # then outwards, for all ways alike, until no way's best is at an edge
 FIRST_STRENGTHS = 3
 TUNING, TESTING = range(100, 103), range(10)  # seeds
 PLAIN, DROPOUT, DECAY = "plain sum", "dropout", "weight decay"
@@ -108,6 +108,7 @@ class Run:
 Done = Mapping[Run, Mapping[str, Any]]
 """Finished trainings, with their scores and losses at the best validation score, the least validation loss, the end."""
 Setting = tuple[float, float]  # rate, strength
+Tests = dict[tuple[str, str], Paired]  # by problem and way
 
 
 def finished(path: Path) -> Done:
@@ -182,13 +183,10 @@ class Found:
     def mean(self, key: tuple[str, str], place: str, split: str, which: int = 0) -> float:
         return fmean(self.numbers(key, place, split, which).values())
 
-    def gap(self, key: tuple[str, str], place: str) -> float:
-        return self.mean(key, place, "training") - self.mean(key, place, "test")
-
-    def tests(self) -> dict[tuple[str, str], Paired]:
-        """Each way against the plain sum by the test score, corrected for all problems together."""
-        scores = {key: self.numbers(key, "best", "test") for key in self.tested}
-        return paired({key: (own, scores[key[0], PLAIN]) for key, own in scores.items() if key[1] != PLAIN})
+    def tests(self, place: str = "best", which: int = 0) -> Tests:
+        """Each way against the plain sum by the test score, or loss, corrected for all problems together."""
+        values = {key: self.numbers(key, place, "test", which) for key in self.tested}
+        return paired({key: (own, values[key[0], PLAIN]) for key, own in values.items() if key[1] != PLAIN})
 
     def leader(self, problem: str, names: Iterable[str]) -> str:
         """The way with the best score in the tuning."""
@@ -209,17 +207,12 @@ class Found:
 def tables(done: Done) -> dict[str, str]:
     """All tables by name."""
     found = Found(done)
-    tests = found.tests()
-    blocks = {
-        "all": all_table(found, tests),
-        "regularizers": regularizers_table(found),
-        "overfit": overfit_table(found),
-    }
+    tests, of_losses = found.tests(), found.tests("least loss", 1)
+    blocks = {"all": all_table(found, tests), "losses": all_table(found, of_losses, losses=True)}
+    blocks |= {"regularizers": regularizers_table(found), "overfit": overfit_table(found)}
     for problem in found.problems:
-        blocks |= {
-            f"{problem} scores": scores_table(found, tests, problem),
-            f"{problem} gaps": gaps_table(found, problem),
-        }
+        blocks[f"{problem} scores"] = scores_table(found, tests, problem)
+        blocks[f"{problem} gaps"] = gaps_table(found, problem)
     return blocks
 
 
@@ -227,10 +220,10 @@ def publish(done: Done, page: Path) -> None:
     fill(page, tables(done))
 
 
-def all_table(found: Found, tests: Mapping[tuple[str, str], Paired]) -> str:
-    """The differences to the plain sum of all ways on all problems, in hundredths."""
+def all_table(found: Found, tests: Tests, losses: bool = False) -> str:
+    """The differences to the plain sum of all ways on all problems, those of scores in hundredths."""
     names = dict.fromkeys(way for problem in found.problems for way in found.chosen[problem] if way != PLAIN)
-    rows = [[way, *(_short(tests.get((problem, way))) for problem in found.problems)] for way in names]
+    rows = [[way, *(_short(tests.get((problem, way)), losses) for problem in found.problems)] for way in names]
     return table(("", *(TITLES[problem] for problem in found.problems)), rows)
 
 
@@ -254,7 +247,7 @@ def overfit_table(found: Found) -> str:
     return table(head, rows)
 
 
-def scores_table(found: Found, tests: Mapping[tuple[str, str], Paired], problem: str) -> str:
+def scores_table(found: Found, tests: Tests, problem: str) -> str:
     """What was chosen of how many trainings, the test score, and the difference to the plain sum."""
     rows = []
     for way, (rate, strength) in found.chosen[problem].items():
@@ -269,14 +262,14 @@ def scores_table(found: Found, tests: Mapping[tuple[str, str], Paired], problem:
 
 def gaps_table(found: Found, problem: str) -> str:
     """Training and test scores at the best validation score and at the end, and the least test loss."""
-    head = ("way", "step", "training", "test", "gap", "end: training", "test", "gap", "test loss")
+    head = ("way", "step", "training", "test", "gap", "end: training", "end: test", "end: gap", "test loss")
     rows = []
     for way in found.chosen[problem]:
         key = (problem, way)
         cells = [f"{fmean(record['best']['step'] for record in found.tested[key].values()):.0f}"]
         for place in ("best", "end"):
-            cells += [f"{100 * found.mean(key, place, split):.1f}" for split in ("training", "test")]
-            cells.append(f"{100 * found.gap(key, place):.1f}")
+            training, test = (100 * found.mean(key, place, split) for split in ("training", "test"))
+            cells += [f"{training:.1f}", f"{test:.1f}", f"{training - test:.1f}"]
         rows.append((way, *cells, f"{found.mean(key, 'least loss', 'test', 1):.3f}"))
     return table(head, rows)
 
@@ -285,11 +278,11 @@ def _points(test: Paired) -> str:
     return f"{100 * test.difference.mean:+.2f} ± {100 * (test.difference.half or 0):.2f}"
 
 
-def _short(test: Paired | None) -> str:
+def _short(test: Paired | None, losses: bool) -> str:
     if test is None:
         return ""
-    word = test.verdict(True)
-    return f"{100 * test.difference.mean:+.2f}" + ("" if word == NO_DIFFERENCE else f", {word}")
+    word, mean = test.verdict(larger_is_better=not losses), test.difference.mean
+    return (f"{mean:+.3f}" if losses else f"{100 * mean:+.2f}") + ("" if word == NO_DIFFERENCE else f", {word}")
 
 
 def _edge(rate: float) -> str:
