@@ -103,7 +103,7 @@ def results_table(path: Path, task: str) -> str:
         told = verdict(found.differences["area"][setting]) if setting in found.differences["area"] else ""
         share = "" if harm is None else f"{harm:.0%}"
         rows.append([setting[1], found.n_tried(task, [setting[1]]), _rate(setting), *scores, share, told])
-    return table([*head, "harm", "in area"], rows)
+    return table([*head, "harm", "verdict on the area"], rows)
 
 
 def _rate(setting: Setting) -> str:

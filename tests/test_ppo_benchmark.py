@@ -305,6 +305,47 @@ def test_the_tables_have_what_was_found(ppo, tmp_path):
     assert "| GradDrop | 2.0 | 18.0 |" in text
 
 
+def test_the_page_has_the_tables_of_the_results(ppo, tmp_path):
+    from blocks_of_a_page import blocks_of
+
+    copy = tmp_path / "page.md"
+    copy.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    ppo.page.publish(RESULTS, copy)
+    assert blocks_of(copy.read_text(encoding="utf-8")) == blocks_of(PAGE.read_text(encoding="utf-8"))
+
+
+def test_the_prose_of_the_page_says_what_was_found(ppo):
+    found, prose = ppo.page.Found(ppo.bench.finished(RESULTS)), " ".join(PAGE.read_text(encoding="utf-8").split())
+    verdicts = {each[:2]: ppo.page.verdict(each_found) for each, each_found in found.differences["area"].items()}
+    finals = [ppo.page.verdict(each) for each in found.differences["final"].values()]
+    assert "None of the methods was better" in prose
+    assert "better" not in [*verdicts.values(), *finals]
+    for task, setting in found.swept.items():
+        assert all(len(found.scores(each, "area")) == 10 for each in (setting, *found.settings(task)))
+    cart, _ = TASKS
+    ((area, base, mean, half, p),) = re.findall(
+        r"area of ([\d.]+) against ([\d.]+) \((\S+) ± (\S+), p = (\S+)\)", prose
+    )
+    nearest = max(found.settings(cart), key=lambda each: found.mean(each, "area"))
+    difference, corrected = found.differences["area"][nearest]
+    assert nearest[1] == "ConFIG, two losses"
+    assert (area, base) == (f"{found.mean(nearest, 'area'):.1f}", f"{found.mean(found.swept[cart], 'area'):.1f}")
+    assert (mean, half, p) == (f"{difference.mean:+.1f}", f"{difference.half:.1f}", f"{corrected:.2g}")
+    ((few, many, few_too, many_too),) = re.findall(
+        r"(\d+) settings and not (\d+), on Acrobot (\d+) and not (\d+)", prose
+    )
+    default, sums = next(iter(ppo.bench.DEFAULTS)), ppo.bench.SUMS
+    tried = [found.n_tried(task, ways) for task in TASKS for ways in ([default], sums)]
+    assert list(map(int, (few, many, few_too, many_too))) == tried
+    assert {verdicts.get((task, way)) for task in TASKS for way in ppo.bench.DEFAULTS} == {"no difference found"}
+    for task in TASKS:
+        worse = [way for way in ppo.bench.OTHERS if verdicts[task, way] == "worse"]
+        assert f"Worse on {task.removesuffix('-v1')}: {', '.join(worse)}." in prose
+    (best,) = re.findall(r"held best they reached (\d+) of 500", prose)
+    assert int(best) == round(found.mean((cart, "ConFIG", found.rates[cart, "ConFIG"]), "final"))
+    assert not [way for (task, way), verdict in verdicts.items() if verdict == "worse" and way.endswith("two losses")]
+
+
 def test_the_quick_form_prints_a_table_of_each_task():
     command = [sys.executable, "benchmarks/ppo.py", "--quick"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
