@@ -58,13 +58,6 @@ class Way:
     momentum: float = 0.9
 
 
-class HeldGradDrop(GradDrop):
-    """GradDrop of rows that are all there: behind a momentum, those handed on one by one are refused."""
-
-    def stream(self, site: mtopt.Site) -> None:
-        return None
-
-
 def ways(problem: str) -> dict[str, Way]:
     """By name. A stack's activations have the dims network, example and feature: a batch decides over dim 1."""
     dropouts, decays = (0.1, 0.3, 0.5, 0.7, 0.85), (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -76,7 +69,7 @@ def ways(problem: str) -> dict[str, Way]:
             "GradDrop, marginalized": Way(lambda _: [GradDrop(marginalize=1)], "trunk"),
             "GradDrop, at parameters, leak 1": Way(lambda _: [GradDrop(leak=leak)], "parameters"),
             "momentum, then GradDrop, at parameters, leak 1": Way(
-                lambda _: [mtopt.Momentum(), HeldGradDrop(leak=leak)], "parameters", momentum=0.0
+                lambda _: [mtopt.Momentum(), GradDrop(leak=leak)], "parameters", momentum=0.0
             ),
             "Random GradDrop": Way(lambda _: [GradDrop(keep=0.0, marginalize=1)], "trunk"),
             "sign-agnostic masking": Way(lambda _: [SignAgnostic()], "parameters"),
@@ -87,7 +80,7 @@ def ways(problem: str) -> dict[str, Way]:
         "GradDrop, marginalized": Way(lambda _: [GradDrop(marginalize=1)], "trunk"),
         "GradDrop, at parameters": Way(lambda _: [GradDrop()], "parameters"),
         "momentum, then GradDrop, at parameters": Way(
-            lambda _: [mtopt.Momentum(), HeldGradDrop()], "parameters", momentum=0.0
+            lambda _: [mtopt.Momentum(), GradDrop()], "parameters", momentum=0.0
         ),
         "Random GradDrop": Way(lambda _: [GradDrop(keep=0.0)]),
         "sign-agnostic masking": Way(lambda _: [SignAgnostic()]),

@@ -43,11 +43,6 @@ def larger(purity):
     return (purity > 0.5).float()
 
 
-class Held(GradDrop):
-    def stream(self, site):
-        return None
-
-
 PICKS = {  # of many networks as one, of one network, site, Adam's first beta, weight decay
     "the sum": (list, list, "activations", 0.9, 0.0),
     "weight decay": (list, list, "activations", 0.9, 0.3),
@@ -60,8 +55,8 @@ PICKS = {  # of many networks as one, of one network, site, Adam's first beta, w
         0.0,
     ),
     "momenta at parameters": (
-        lambda: [mtopt.Momentum(), Held(keep=larger)],
-        lambda: [mtopt.Momentum(), Held(keep=larger)],
+        lambda: [mtopt.Momentum(), GradDrop(keep=larger)],
+        lambda: [mtopt.Momentum(), GradDrop(keep=larger)],
         "parameters",
         0.0,
         0.0,

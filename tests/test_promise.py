@@ -244,6 +244,33 @@ def test_momenta_are_averages_of_each_loss_and_the_method_decides_on_them():
         torch.testing.assert_close(gradient(model), expected)
 
 
+@pytest.mark.parametrize(
+    ("weights", "absent"),
+    [([], False), ([], True), ([ConstantWeights([1.0, 2.0, 0.5])], False)],
+    ids=["alone", "absent", "weighted"],
+)
+def test_signs_are_picked_of_momenta(weights, absent):
+    """The sign with the larger mass, so that no number is drawn; an absent loss counts by its average."""
+    model, beta = Problem(alike=True), 0.7
+    drop = GradDrop(keep=lambda purity: (purity > 0.5).to(purity.dtype))
+    transforms = [*weights, Momentum(beta=beta, absent=absent), drop]
+    optimizer = MultiLossOptimizer(sgd(model, 0.01), transforms, at="parameters")
+    factors = torch.tensor([[1.0], [2.0], [0.5]] if weights else [[1.0]] * 3, dtype=torch.float64)
+    kept, count = torch.zeros((), dtype=torch.float64), torch.zeros(3, 1)
+    for step in range(1, 7):
+        here = torch.tensor([[True], [True], [not absent or step % 2 > 0]])
+        rows = flat(rows_of(model, model(step)))
+        kept = torch.where(here, beta * kept + (1 - beta) * rows, kept)
+        count += here
+        averages = factors * kept / (1 - beta**count)
+        optimizer.zero_grad()
+        optimizer.step(
+            {name: loss if now else None for (name, loss), now in zip(model(step).items(), here, strict=True)}
+        )
+        positive, negative = averages.clamp_min(0).sum(0), averages.clamp_max(0).sum(0)
+        torch.testing.assert_close(gradient(model), torch.where(positive > -negative, positive, negative))
+
+
 def test_one_loss_a_step_is_what_the_authors_package_does():
     """M-ConFIG: the direction that `conflictfree` makes of its momenta, in front of its own second moment."""
     package = pytest.importorskip("conflictfree.momentum_operator")

@@ -127,7 +127,8 @@ class Study:
     def _peers(self, chosen: dict[str, Job | None], pool: ProcessPoolExecutor, advance: Advance) -> dict[str, Any]:
         """Each pair with the learning rate that was best for ours: equal steps on both sides, then equal time."""
         settings = {pair: job.setting for pair in peers.PAIRS if (job := chosen.get(pair)) is not None}
-        found = self.finished.once(f"peers' costs: {sorted(settings)}", lambda: self._peer_costs(settings, self.repeats))
+        name = f"peers' costs: {sorted(settings)}"
+        found = self.finished.once(name, lambda: self._peer_costs(settings, self.repeats))
         costs, peaks = found["costs"], found["peaks"]
         jobs = []
         for pair, setting in settings.items():

@@ -154,7 +154,7 @@ def _combine(backward: Backward, rows: RowsOfLosses, remembered: Remembered | No
     for i, combined in zip(shared, combination.result() if shared else (), strict=True):
         gradients[i] = combined
     alone: Shares = dict.fromkeys(losses.indices, 1.0)
-    traced = remembered is not None
+    traced = backward.pipeline.traced
     shares = [combination.shares(site_of[i]) if traced and i in site_of else alone for i in range(len(gradients))]
     return _Combined(gradients, shares, arrived, held)
 

@@ -101,6 +101,11 @@ class Pipeline:
         return any(isinstance(transform, GramianTransform) for transform in self.gradient_transforms)
 
     @property
+    def traced(self) -> bool:
+        """Whether what a combination made of each row is asked for, by a Whitening behind it."""
+        return self.order.whitening is not None
+
+    @property
     def keeps_losses(self) -> bool:
         """Whether a transform keeps something of single losses from step to step: more than its random numbers."""
         parts = [part for transform in self.transforms for part in vars(transform).values()]
@@ -119,12 +124,11 @@ class Pipeline:
 
     def _combination(self, losses: Losses, sites: Sequence[Site], metric: Metric | None) -> Traced:
         first = self.gradient_transforms[0] if len(self.gradient_transforms) == 1 else None
-        traced = self.order.whitening is not None
-        if not traced and isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
+        if not self.traced and isinstance(first, RowTransform) and (first.scale_equivariant or losses.scale is None):
             streams = [stream_of(first, s if s.losses is losses else replace(s, losses=losses)) for s in sites]
             if all(stream is not None for stream in streams):
                 return Streamed([stream for stream in streams if stream is not None])
-        return Held(self.gradient_transforms, losses, sites, traced=traced, metric=metric)
+        return Held(self.gradient_transforms, losses, sites, traced=self.traced, metric=metric)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -28,7 +28,8 @@ class Momentum(HistoryTransform):
             own loss's second moment, like an Adam per loss: in front of SGD that is AdaTask, and MultiAdam's sum.
         eps: Added to that root, above 0.
         absent: Whether the average of an absent loss (`None`) takes the place of its gradient. Then a step may have one
-            loss, and cost one backward pass, whatever the number of losses.
+            loss, and cost one backward pass, whatever the number of losses. Such an average has weight 1: a loss
+            weighting in front does not reach what is absent.
 
     Raises:
         TypeError: If `absent` is neither True nor False.
