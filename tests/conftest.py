@@ -58,3 +58,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("core")
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """More would only wait for each other on tensors as small as those of some tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -29,16 +29,7 @@ from mtopt._comparison.compare import Comparison, compare
 from mtopt._comparison.statistics import holm, paired_p, summarize
 from mtopt._comparison.study import checked_study
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More would only wait for each other on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = "plain sum"
 MEASURED = {"seconds_per_step", "memory"}  # of a run: all else is the same if it is repeated
 

@@ -39,16 +39,7 @@ from mtopt._pictures.figure import styles
 from mtopt._pictures.names import abbreviated, clipped, shortened
 from mtopt._pictures.tradeoff import pareto_front
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More would only wait for each other on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 PLAIN = "plain sum"
 NAMES = "seg", "depth", "normal"

@@ -38,13 +38,7 @@ from mtopt._survey.verdict import Measured, Numbers, verdict
 NAMES = ("seg", "depth", "normal")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More would only wait for each other on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def square(output, target):
