@@ -18,6 +18,7 @@ from nbformat.v4 import new_output
 TUTORIALS = sorted((Path(__file__).parent / "tutorials").glob("*.md"))
 INSTALL = re.compile(r"^```bash\n(pip install .*\n)```$", re.MULTILINE)
 PRINTED = re.compile(r"\A```text\n(.*?)```\n*", re.DOTALL)  # right behind the code that prints it
+ITSELF = re.compile(r"^\[This page as a notebook].*\n", re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 REFERENCE = re.compile(r"\[([^]]+)]\[mtopt\.[\w.]+]")  # mkdocstrings resolves these
 
@@ -32,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def notebook(page: str, site: str) -> NotebookNode:
     """A tutorial as a notebook, whose links lead to the site."""
-    made = jupytext.reads(INSTALL.sub(r"```python\n%\1```", page), fmt="md")
+    made = jupytext.reads(INSTALL.sub(r"```python\n%\1```", ITSELF.sub("", page)), fmt="md")
     made.cells = list(_with_outputs(made.cells))
     for number, cell in enumerate(made.cells):
         cell.id = f"cell-{number}"  # not a random one: the same page makes the same file

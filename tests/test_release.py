@@ -233,6 +233,7 @@ def test_every_link_of_a_notebook_leads_to_a_page(notebooks, path):
     made = notebooks.notebook(path.read_text(encoding="utf-8"), "https://pages.test/")
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
     assert "][mtopt." not in text
+    assert "as a notebook" not in text
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         page = link.removeprefix("https://pages.test/")
         assert re.match("https?:", page) or (ROOT / f"docs/{page.rstrip('/') or 'index'}.md").exists(), link
