@@ -229,6 +229,15 @@ def test_the_page_on_the_optimizer_has_the_times_that_were_measured(promise):
     assert float(one) == pytest.approx(one_loss, abs=0.006)
 
 
+def test_the_tables_on_physics_are_what_the_results_give(promise, tmp_path):
+    from promise_page import publish
+
+    page = BENCHMARKS.parent / "docs" / "physics.md"
+    (tmp_path / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    publish(promise.RESULTS, tmp_path)
+    assert (tmp_path / page.name).read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+
+
 def test_the_page_on_physics_says_what_its_tables_say(promise):
     """The ratios of the table, counted anew."""
     page = (BENCHMARKS.parent / "docs" / "physics.md").read_text(encoding="utf-8")
