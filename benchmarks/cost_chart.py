@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 from cost_peers import ACTIVATIONS, PARAMETERS, PEER, PLAIN, Cells, Entry, Methods, best_peer
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from svg import log_ticks, svg
 
 MODELS = {"mlp": "MLP, 4 layers of 512", "transformer": "Transformer, 4 layers of 256"}
 # Told apart in grey by line and marker; the colours are Okabe and Ito's, safe for the colour-blind.
@@ -22,22 +20,15 @@ STYLES: Mapping[str, tuple[str, str, str, str]] = {
 
 def draw(path: Path, cells: Cells) -> None:
     """One panel a model: milliseconds a step with GradDrop, both axes logarithmic."""
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
+    with svg(path, 8, 3.4) as figure:
         for axes, (model, title) in zip(figure.subplots(1, len(MODELS)), MODELS.items(), strict=True):
             own = {n: methods for (name, n), methods in cells.items() if name == model}
             for method, (label, color, line, marker) in STYLES.items():
                 times = [_entry(methods, method)["ms"][1] for methods in own.values()]
                 axes.plot(list(own), times, label=label, color=color, linestyle=line, marker=marker, markersize=5)
             axes.set(title=title, xlabel="losses", ylabel="ms a step", xscale="log", yscale="log")
-            axes.set_xticks(list(own), [str(n) for n in own])
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.grid(alpha=0.3)
+            log_ticks(axes, list(own))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        figure.savefig(path, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 
 def _entry(methods: Methods, name: str) -> Entry:

@@ -5,7 +5,6 @@ Trains nothing.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from evidence.methods import SignAgnostic
 from evidence.summary import NO_DIFFERENCE
 from evidence.words import EDGE, p_value
 from markdown_tables import table
+from resumable import beside, read_runs
 
 import mtopt
 from mtopt import GradDrop
@@ -105,8 +105,7 @@ Tests = dict[tuple[str, str], Paired]  # by problem and way
 
 
 def finished(path: Path) -> Done:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in map(json.loads, lines)}
+    return read_runs(path, Run)
 
 
 def tuning(problem: str, done: Done) -> list[Run]:
@@ -125,11 +124,10 @@ def tuning(problem: str, done: Done) -> list[Run]:
         if quick or any(run not in done for run in runs):
             return runs
         before = len(rates), sum(counts.values())
-        low, high = min(rates), max(rates)
+        tried = set(rates)
         for name, (rate, strength) in best(problem, {run: done[run] for run in runs}).items():
             strengths = ways(problem)[name].strengths
-            rates.add(RATES[max(RATES.index(rate) - (rate == low), 0)])
-            rates.add(RATES[min(RATES.index(rate) + (rate == high), len(RATES) - 1)])
+            rates.add(beside(RATES, rate, tried))
             counts[name] += strength == strengths[: counts[name]][-1] and counts[name] < len(strengths)
         if before == (len(rates), sum(counts.values())):
             return runs

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from ppo_agent import Agent, Learner, Losses, Trainings
 from ppo_tasks import TASKS
+from resumable import beside, read_runs
 from rich.progress import track
 
 import mtopt
@@ -106,9 +107,7 @@ def train(runs: Sequence[Run], rollouts: int) -> list[dict[str, Any]]:
 
 
 def finished(path: Path) -> Done:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = map(json.loads, lines)
-    return {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in found}
+    return read_runs(path, Run)
 
 
 def do(runs: Sequence[Run], path: Path, what: str, rollouts: int | None = None) -> None:
@@ -158,12 +157,6 @@ def best_sum(task: str, done: Done) -> tuple[str, float] | None:
     found, seeds = finalists(task, done), [*TUNING, *DECIDING]
     areas = {each: [done[run]["area"] for seed in seeds if (run := Run(task, *each, seed)) in done] for each in found}
     return max(found, key=lambda each: fmean(areas[each]), default=None)
-
-
-def beside(options: Sequence[float], best: float, tried: set[float]) -> float:
-    """The next option where the best is the lowest or the highest that was tried; else, or at the end, the best."""
-    place = options.index(best) + (best == max(tried)) - (best == min(tried))
-    return options[min(max(place, 0), len(options) - 1)]
 
 
 def sums_to_tune(task: str, done: Done) -> list[str]:

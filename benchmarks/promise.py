@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from problems.physics import (
     SharpBurgers,
     Wave,
 )
+from resumable import beside, read_runs
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -198,9 +199,7 @@ def train_methods(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Ne
 
 
 def finished(path: Path) -> Done:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = map(json.loads, lines)
-    return {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in found}
+    return read_runs(path, Run)
 
 
 def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> None:
@@ -236,7 +235,7 @@ def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> I
             continue
         rates = set(FIRST_OF_SUMS if way.startswith(SUM) else FIRST_RATES)
         if by_rate := tried.get((problem, way, beta)):
-            rates |= by_rate.keys() | {_beside(min(by_rate, key=by_rate.__getitem__), by_rate)}
+            rates |= by_rate.keys() | {beside(RATES, min(by_rate, key=by_rate.__getitem__), by_rate)}
         for rate, seed in itertools.product(sorted(rates), TUNING):
             yield Run(problem, way, rate, beta, seed)
 
@@ -257,12 +256,6 @@ def heavier(problems: Sequence[str], tried: Mapping[Cell, Mapping[float, float]]
         for lighter, weight in itertools.pairwise((WEIGHTS[-1], *MORE_WEIGHTS)):
             if sums and weight_of(min(sums, key=sums.__getitem__)[1]) >= lighter:
                 yield from ((problem, f"{SUM}, weight {weight:g}", beta) for beta in BETAS)
-
-
-def _beside(best: float, rates: Collection[float]) -> float:
-    """The next rate where the best is the lowest or the highest of them; else, or where there is none, the best."""
-    place = RATES.index(best) + (best == max(rates)) - (best == min(rates))
-    return RATES[min(max(place, 0), len(RATES) - 1)]
 
 
 def tune(problems: Sequence[str], path: Path, workers: int, parts: Sequence[str] = ALL) -> None:

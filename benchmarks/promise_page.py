@@ -71,7 +71,7 @@ class Found:
 
     def tested(self, cell: Cell) -> bool:
         problem, way, beta = cell
-        return cell in self.rates and Run(problem, way, self.rates[cell], beta, TESTING[-1]) in self.done
+        return cell in self.rates and all(Run(problem, way, self.rates[cell], beta, s) in self.done for s in TESTING)
 
     def scores(self, cell: Cell) -> list[float]:
         problem, way, beta = cell
@@ -158,16 +158,17 @@ def methods_table(found: Found) -> str:
     head = ["", *(NAMES[problem] for problem in problems)]
     rows = []
     for way in [UNSWEPT, *_of_methods(), *_rest()]:
-        cells = []
-        for problem in problems:
-            try:
-                ratio = found.error((problem, way, SHORT)) / found.error(found.best(problem, _sums()))
-            except KeyError:  # not trained
-                ratio = math.nan
-            cells.append("" if math.isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}")
+        cells = [_over_swept(found, (problem, way, SHORT)) for problem in problems]
         if any(cells):
             rows.append([way, *cells])
     return table(head, rows)
+
+
+def _over_swept(found: Found, cell: Cell) -> str:
+    if not found.tested(cell):
+        return ""
+    ratio = found.error(cell) / found.error(found.best(cell[0], _sums()))
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _of_methods() -> list[str]:
@@ -186,10 +187,7 @@ def harm_table(found: Found) -> str:
         cells = []
         for problem in found.problems():
             cell = found.best(problem, _sums()) if way == "swept" else (problem, way, SHORT)
-            try:
-                harm = found.harm(cell)
-            except KeyError:
-                harm = None
+            harm = found.harm(cell) if found.tested(cell) else None
             cells.append("" if harm is None else f"{harm:.0%}")
         if any(cells):
             rows.append(["sum, all swept" if way == "swept" else way, *cells])
@@ -234,11 +232,10 @@ def errors_table(found: Found, problem: str) -> str:
 
 
 def _error(found: Found, cell: Cell) -> str:
-    try:
-        error, harm = found.error(cell), found.harm(cell)
-    except KeyError:  # a sum whose weight was not the best one in the tuning
+    if not found.tested(cell):  # a sum whose weight was not the best one in the tuning
         return ""
-    return f"{error:.4f} (rate {found.rates[cell]:g}{'' if harm is None else f', harm {harm:.0%}'})"
+    harm = found.harm(cell)
+    return f"{found.error(cell):.4f} (rate {found.rates[cell]:g}{'' if harm is None else f', harm {harm:.0%}'})"
 
 
 def interval(scores: Sequence[float], others: Sequence[float]) -> str:

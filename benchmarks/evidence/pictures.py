@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+from svg import svg
 
 from .summary import BETTER, DIVERGED, NO_DIFFERENCE, WORSE
 
@@ -50,8 +49,7 @@ def draw_differences(path: Path, found: Mapping[str, Any]) -> None:
     """To the right is better; what is left of, or right of, the picture has an arrow."""
     rows = differences(found)
     low, high = shown(rows)
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
-        figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
+    with svg(path, 8, 1.2 + 0.2 * len(rows)) as figure:
         axes = figure.subplots()
         axes.axvline(0, color="black", linewidth=0.8)
         seen = {}
@@ -73,7 +71,6 @@ def draw_differences(path: Path, found: Mapping[str, Any]) -> None:
         axes.grid(axis="both", alpha=0.3)
         order = [verdict for verdict in VERDICTS if verdict in seen]
         figure.legend([seen[v] for v in order], order, loc="outside lower center", ncols=4, frameon=False)
-        _save(figure, path)
 
 
 def shares(found: Mapping[str, Any]) -> dict[str, list[Share]]:
@@ -86,8 +83,7 @@ def shares(found: Mapping[str, Any]) -> dict[str, list[Share]]:
 
 def draw_shares(path: Path, found: Mapping[str, Any]) -> None:
     families = shares(found)
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
-        figure = Figure(figsize=(8, 2.8), layout="constrained")
+    with svg(path, 8, 2.8) as figure:
         axes = figure.subplots()
         names = [name for name, *_ in next(iter(families.values()))]
         for number, (family, rows) in enumerate(families.items()):
@@ -103,8 +99,3 @@ def draw_shares(path: Path, found: Mapping[str, Any]) -> None:
         axes.set(xlim=(0, 1), xlabel="share of the starts that reach the joint minimum")
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

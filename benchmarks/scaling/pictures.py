@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from svg import log_ticks, svg
 
 from .theory import (
     DROP_ACTIVATIONS,
@@ -19,9 +17,6 @@ from .theory import (
     UPGRAD_PARAMETERS,
 )
 from .traffic import DDP, FSDP2, MARGINALIZED
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Told apart in grey by line and marker; the colours are Okabe and Ito's, safe for the colour-blind.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -90,8 +85,7 @@ def draw_ranks(path: Path, ranks: dict[str, Any]) -> None:
 
 
 def _draw(path: Path, panels: Sequence[tuple[list[Line], str, str]], label: str, xs: Sequence[float]) -> None:
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 9}):
-        figure = Figure(figsize=(9, 4.6), layout="constrained")
+    with svg(path, 9, 4.6) as figure:
         for place, (axes, (lines, title, unit)) in enumerate(zip(figure.subplots(1, 2), panels, strict=True)):
             for method, x, y in lines:
                 color, line, marker = STYLES[method]
@@ -100,20 +94,5 @@ def _draw(path: Path, panels: Sequence[tuple[list[Line], str, str]], label: str,
             axes.set(title=title, xlabel=label, ylabel=unit, xscale="log", yscale="log")
             if unit == TIMES:
                 axes.axhline(1, color="black", linewidth=0.8)
-            _ticks(axes, xs)
+            log_ticks(axes, xs)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-
-
-def _ticks(axes: Axes, xs: Sequence[float]) -> None:
-    axes.set_xticks(xs, [f"{x:g}" if x < 1e4 else _short(x) for x in xs])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-
-
-def _short(x: float) -> str:
-    """As 100k or 30M."""
-    return f"{x / 1e6:.0f}M" if x > 9e5 else f"{x / 1e3:.0f}k"
