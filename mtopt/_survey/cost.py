@@ -1,4 +1,4 @@
-"""What a backward would cost, from its parts by the clock and the sizes of the rows. No advice."""
+"""What a backward pass would cost, from its parts by the clock and the sizes of the rows. No advice."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _seconds_of_leaves(batch: Batch, batching: Batching) -> float:
 
 
 def cost_at_activations(batch: Batch, plain: float, sites: Sequence[RowsAt]) -> Cost:
-    """One ordinary backward, and the combination on the way; what losses share above is fetched before it."""
+    """One ordinary backward pass, and the combination on the way; what losses share above is fetched before it."""
     seconds = plain + _seconds_besides(batch, "activations") + _seconds_of_activations(batch, sites)
     sizes = sizes_of(sites)
     # Two sums of each instead of autograd's one; then at one of them the draws, and what they are compared with.
@@ -171,7 +171,7 @@ def _seconds_of_parameters(batch: Batch, sites: Sequence[RowsAt], batching: Batc
 
 
 def cost_at_module(batch: Batch, plain: float, edge: Edge, place: Place) -> Cost:
-    """One ordinary backward; where losses share nodes above the module, the rows are fetched before it."""
+    """One ordinary backward pass; where losses share nodes above the module, the rows are fetched before it."""
     (site,) = rows_at(batch, [edge], Batching(1))
     seconds = plain + _seconds_besides(batch, "activations") + _seconds_of_sites(batch)
     if not batch.graph.meetings_at([edge])[edge].separate:

@@ -64,7 +64,7 @@ class ConflictReport(Findings):
         best: Where to combine the gradients: `at`, the name of the `module`, the `code` to write, and the `reason`.
         clock: What the seconds below are: CPU time of one thread, whatever other programs do, or wall-clock time where
             the model is not on a CPU.
-        plain_seconds: What a backward of the plain sum takes.
+        plain_seconds: What a backward pass of the plain sum takes.
         costs: The predicted backward at each place where there is something to combine: `at`, `seconds`, `times` (as a
             multiple of the plain sum's), `memory` (bytes by which the peak grows at most, with GradDrop) and
             `memory_of_rows` (the same for methods that need all gradients at once, those from the Gramian; `None` where
@@ -107,10 +107,10 @@ def conflict_report(losses: LossesLike, model: nn.Module, *, chunk_size: int | N
 
     It takes the gradients of each loss for all shared parameters, and holds them for the moment: T times the shared
     parameters' memory, or three times that where it must be told whether a conflict is chance. It takes about 5 T
-    backwards, more where these are so short that the clock needs them, and 9 for each loss whose gradient points apart
-    from another one's. The `.grad`, the random state and the model's buffers stay as they were, and a backward of the
-    losses may follow. Hooks on tensors and modules run, as in any backward, since they may be part of the gradient;
-    those on what is accumulated in `.grad` do not.
+    backward passes, more where these are so short that the clock needs them, and 9 for each loss whose gradient points
+    apart from another one's. The `.grad`, the random state and the model's buffers stay as they were, and a backward
+    pass of the losses may follow. Hooks on tensors and modules run, as in any backward pass, since they may be part of
+    the gradient; those on what is accumulated in `.grad` do not.
 
     Args:
         losses: As for `MultiLossOptimizer.backward`: a list, a dict or a 1-D tensor; `None` is absent.
