@@ -1,1 +1,1 @@
-"""Which methods help on the problems, at equal wall-clock time and after equal tuning: `python benchmarks/evidence`."""
+"""Which methods help on the problems, in equal time or equal steps after equal tuning: `python benchmarks/evidence`."""

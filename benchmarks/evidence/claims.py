@@ -104,8 +104,29 @@ def against(found: Found, base: str) -> dict[str, Paired]:
     return paired({name: (scores(found["methods"][name]), other) for name in names})
 
 
+def by_family(results: Results) -> dict[str, Results]:
+    """The results of each family of methods, beside the sums."""
+    families = [entry.get("family", "") for known in results.values() for entry in known["methods"].values()]
+    return {
+        family: {name: _alone(known, family) for name, known in results.items()} for family in dict.fromkeys(families)
+    }
+
+
+def _alone(found: Found, family: str) -> Found:
+    methods = {
+        name: entry
+        for name, entry in found["methods"].items()
+        if name in (PLAIN, *TUNED_SUMS) or entry.get("family", "") == family
+    }
+    return {**found, "methods": methods}
+
+
 def gains(results: Results) -> list[Gain]:
-    """Every method that is better than the plain sum, problem by problem."""
+    """Every method that is better than the plain sum, family by family and problem by problem."""
+    return [gain for alone in by_family(results).values() for gain in _gains(alone)]
+
+
+def _gains(results: Results) -> list[Gain]:
     overall = better_overall(results)
     found = []
     for problem, known in results.items():
@@ -131,8 +152,8 @@ def better_overall(results: Results) -> set[Pair]:
     return {pair for pair, test in paired(pairs).items() if test.verdict(better[pair[0]]) == BETTER}
 
 
-def with_graddrop(results: Results) -> dict[Pair, str]:
-    """What GradDrop does to the methods that it was put behind: a word for each; corrected for all problems at once."""
+def with_graddrop(results: Results) -> dict[Pair, Paired]:
+    """The methods with GradDrop behind them against the same alone; corrected for all problems at once."""
     pairs = {
         (problem, method): (
             scores(known["methods"].get(f"{method}, then GradDrop")),
@@ -141,6 +162,15 @@ def with_graddrop(results: Results) -> dict[Pair, str]:
         for problem, known in results.items()
         for method in BEFORE_GRADDROP
     }
-    return {
-        pair: test.verdict(results[pair[0]]["settings"]["larger_is_better"]) for pair, test in paired(pairs).items()
+    return paired(pairs)
+
+
+def with_partners(results: Results, family: str) -> dict[Pair, Paired]:
+    """The methods of a family against their partners; corrected for all problems at once."""
+    pairs = {
+        (problem, method): (scores(entry), scores(known["methods"].get(entry["partner"])))
+        for problem, known in results.items()
+        for method, entry in known["methods"].items()
+        if entry.get("family") == family and "partner" in entry
     }
+    return paired(pairs)

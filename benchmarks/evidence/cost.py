@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import perf_counter, process_time
 
 from cells import Sample
 from measure import Series, interleave, quartiles
 from problems.base import Problem
 
-from .methods import AGAIN, PLAIN, Setting, methods_of
+from .methods import AGAIN, PLAIN, Method, Setting
 from .training import FAILURES, MakeUpdate, Training, ours
 
 BUDGET = 20.0  # seconds for one method
@@ -18,16 +18,22 @@ BUDGET = 20.0  # seconds for one method
 Costs = dict[str, dict[str, float]]  # by method: `ms` of a step, and its `ratio` to the plain sum's
 
 
-def costs_of(problem: Problem, repeats: int) -> tuple[Costs, dict[str, str]]:
-    """The costs of all methods, and why others cannot be used here."""
+def costs_of(
+    problem: Problem, methods: Mapping[str, Method], repeats: int, *, processor: bool = False
+) -> tuple[Costs, dict[str, str]]:
+    """The costs of methods, and why others cannot be used here; in time of the processor, if other programs run."""
     setting = Setting(problem.lrs[0])
-    methods = methods_of(problem)
     updates = {name: ours(method, setting, 10 * repeats, 0) for name, method in methods.items()}
-    return measured(problem, {**updates, AGAIN: updates[PLAIN]}, setting, repeats)
+    return measured(problem, {**updates, AGAIN: updates[PLAIN]}, setting, repeats, processor=processor)
 
 
 def measured(
-    problem: Problem, updates: Mapping[str, MakeUpdate], setting: Setting, repeats: int
+    problem: Problem,
+    updates: Mapping[str, MakeUpdate],
+    setting: Setting,
+    repeats: int,
+    *,
+    processor: bool = False,
 ) -> tuple[Costs, dict[str, str]]:
     """Whole steps, interleaved; the ratio is the median over rounds of that within one round."""
     cells: dict[str, Callable[[], Sample]] = {}
@@ -39,7 +45,7 @@ def measured(
         except FAILURES as error:
             refused[name] = f"{type(error).__name__}: {error}"
         else:
-            cells[name] = _timed(training)
+            cells[name] = _timed(training, process_time if processor else perf_counter)
     series: dict[str, Series] = {}
     order = random.Random(0)
     interleave(cells, series, repeats=repeats, budget=BUDGET, always=PLAIN, order=order, advance=lambda name: None)
@@ -50,11 +56,11 @@ def measured(
     return costs, refused
 
 
-def _timed(training: Training) -> Callable[[], Sample]:
+def _timed(training: Training, clock: Callable[[], float]) -> Callable[[], Sample]:
     def run() -> Sample:
-        start = perf_counter()
+        start = clock()
         training.step()
-        seconds = perf_counter() - start
+        seconds = clock() - start
         return Sample(seconds, seconds)
 
     return run

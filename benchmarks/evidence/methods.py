@@ -50,12 +50,20 @@ class Method:
         at: The site.
         second: The setting that is tuned beside the learning rate, if any.
         lr_factor: The learning rates that are tried are those of the problem times this.
+        length: Of the combined gradient, as `MultiLossOptimizer` takes it.
+        setting_of: The method whose best setting it takes, instead of being tuned.
+        family: Its p-values are corrected for the methods of the same one.
+        partner: The method that it is compared with, beside the plain sum.
     """
 
     make: Callable[[int], list[Transform]]
     at: str
     second: str | None = None
     lr_factor: float = 1.0
+    length: str | None = None
+    setting_of: str | None = None
+    family: str = ""
+    partner: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from markdown_tables import table
 
 import mtopt
 
-from .claims import Gain, Results, gains, with_graddrop
+from .claims import Gain, Pair, Paired, Results, gains, with_graddrop, with_partners
 from .methods import BEFORE_GRADDROP, PLAIN
 from .summary import BETTER, DIVERGED, NO_DIFFERENCE, WORSE
 from .table import interval
@@ -46,9 +46,27 @@ def grid(problems: Results) -> str:
 
 def behind_table(problems: Results) -> str:
     """What GradDrop does to the methods that it is put behind."""
-    words = {pair: SHORT[verdict] for pair, verdict in with_graddrop(problems).items()}
+    words = {pair: _verdict(pair, test, problems) for pair, test in with_graddrop(problems).items()}
     rows = ((method, *(words.get((name, method), "") for name in problems)) for method in BEFORE_GRADDROP)
     return table(("", *(TITLES[name] for name in problems)), rows, numbers=False)
+
+
+def partner_table(problems: Results, family: str) -> str:
+    """The difference of each method of a family to its partner, and a word."""
+    cells = {
+        pair: f"{test.difference.mean:+.4f} {_verdict(pair, test, problems)}"
+        for pair, test in with_partners(problems, family).items()
+    }
+    methods = dict.fromkeys(method for _, method in cells)
+    rows = (
+        (_linked(method.removesuffix(f", {family}")), *(cells.get((name, method), "") for name in problems))
+        for method in methods
+    )
+    return table(("", *(TITLES[name] for name in problems)), rows)
+
+
+def _verdict(pair: Pair, test: Paired, problems: Results) -> str:
+    return SHORT[test.verdict(problems[pair[0]]["settings"]["larger_is_better"])]
 
 
 def _word(entry: dict[str, Any] | None) -> str:

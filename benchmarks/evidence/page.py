@@ -10,22 +10,27 @@ from blocks_of_a_page import fill
 from problems import PROBLEMS, QUICK
 from run_tables import machine_table, run_table
 
-from .overview_tables import behind_table, gain_table, grid
+from .claims import by_family
+from .overview_tables import behind_table, gain_table, grid, partner_table
 from .peer_tables import peer_tables
 from .pictures import differences, draw_differences, draw_shares
 from .problem_tables import problem_table, sinusoid_table
+from .variants import ONE_LENGTH, WHITENED
 from .words import SINUSOIDS, TITLES
 
 FOLDER = "evidence"  # of the pictures, beside the page
+EQUAL_STEPS = "equal_steps"  # the folder of those results, beside the others
+
+Read = dict[str, Any]  # the results by problem
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> Read:
     """The results that there are in a folder, in the order of the problems."""
     paths = {name: folder / f"{name}.json" for name in (SINUSOIDS, *PROBLEMS, *QUICK)}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
-def publish(results: dict[str, Any], docs: Path) -> None:
+def publish(results: Read, docs: Path, in_steps: Read | None = None) -> None:
     """Put the tables into the page, and draw a picture for each problem.
 
     Raises:
@@ -33,14 +38,15 @@ def publish(results: dict[str, Any], docs: Path) -> None:
     """
     if not results:
         raise ValueError("`results` has no problem. Run some first: python benchmarks/evidence")
-    fill(docs / f"{FOLDER}.md", tables(results))
+    fill(docs / f"{FOLDER}.md", tables(results, in_steps))
     draw(results, docs / FOLDER)
 
 
-def tables(results: dict[str, Any]) -> dict[str, str]:
-    """All tables of the page, by the names of their blocks."""
+def tables(results: Read, in_steps: Read | None = None) -> dict[str, str]:
+    """All tables of the page, by the names of their blocks; those in equal steps if there are any."""
     problems = {name: found for name, found in results.items() if name != SINUSOIDS}
     parts = {TITLES[name]: found for name, found in results.items()}
+    parts |= {f"{TITLES[name]}, equal steps": found for name, found in (in_steps or {}).items()}
     return {
         "better": gain_table(problems),
         "all": grid(problems),
@@ -48,12 +54,24 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         **{name: problem_table(found) for name, found in problems.items()},
         **({SINUSOIDS: sinusoid_table(results[SINUSOIDS])} if SINUSOIDS in results else {}),
         **peer_tables(problems),
+        **(_tables_in_steps(in_steps) if in_steps else {}),
         "runs": run_table(parts),
         "machine": machine_table(parts),
     }
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
+def _tables_in_steps(problems: Read) -> dict[str, str]:
+    return {
+        "steps: better": gain_table(problems),
+        "steps: all": grid(by_family(problems)[""]),
+        "steps: behind": behind_table(problems),
+        f"steps: {ONE_LENGTH}": partner_table(problems, ONE_LENGTH),
+        f"steps: {WHITENED}": partner_table(problems, WHITENED),
+        **{f"steps: {name}": problem_table(found) for name, found in problems.items()},
+    }
+
+
+def draw(results: Read, folder: Path) -> None:
     """A picture for each problem that has something to show."""
     folder.mkdir(exist_ok=True)
     for name, found in results.items():

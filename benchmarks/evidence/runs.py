@@ -18,8 +18,9 @@ from problems import problem
 
 from mtopt._comparison.records import Records
 
-from .methods import Setting, methods_of
+from .methods import Setting
 from .training import Record, Training, ours
+from .variants import methods_and_variants
 
 TUNING_SEED = 1000  # of the one run with each setting; the runs that are tested have the seeds 0, 1, 2, ...
 
@@ -61,12 +62,12 @@ def run(job: Job) -> Record:
 
         make_update = update_of(job.method, job.side, job.setting, job.steps, job.seed)
     else:
-        make_update = ours(methods_of(known)[job.method], job.setting, job.steps, job.seed)
+        make_update = ours(methods_and_variants(known)[job.method], job.setting, job.steps, job.seed)
     split = "validation" if job.kind == "tuning" else "test"
     return Training(known, make_update, job.setting, job.steps, job.seed).record(split)
 
 
-def equal_steps(steps: int, ratio: float) -> int:
+def steps_in_time(steps: int, ratio: float) -> int:
     """How many steps take as long as `steps` of the plain sum, if one takes `ratio` times as long."""
     return max(1, round(steps / ratio))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ import mtopt
 from . import peers
 from .cost import costs_of, measured
 from .methods import AGAIN, PLAIN, TRIALS, Setting, at_edge, methods_of, settings_of
-from .runs import TUNING_SEED, Finished, Job, best, equal_steps
-from .summary import by_task, summarize
+from .runs import TUNING_SEED, Finished, Job, best, steps_in_time
+from .summary import by_family, by_task
 from .training import Record
+from .variants import methods_and_variants
 
 QUICK_TRIALS, QUICK_REPEATS, REPEATS = 2, 3, 31
+REPEATS_IN_STEPS = 11  # the costs decide nothing there
+TIME, STEPS = "time", "steps"
 
 Advance = Callable[[Job], None]
 
@@ -37,21 +40,28 @@ class Study:
         only: The methods, beside the plain sum; all, if empty.
         seeds: How many; the problem's own number, if 0.
         folder: Where finished runs are kept.
+        equal: What all methods have as much of: time or steps.
     """
 
     name: str
     only: tuple[str, ...]
     seeds: int
     folder: Path
+    equal: str = TIME
 
     def __post_init__(self) -> None:
         self.problem: Problem = problem(self.name)
         self.quick = self.name in QUICK
         self.trials = QUICK_TRIALS if self.quick else TRIALS
-        self.repeats = QUICK_REPEATS if self.quick else REPEATS
+        self.repeats = QUICK_REPEATS if self.quick else REPEATS_IN_STEPS if self.in_steps else REPEATS
+        self.methods = (methods_and_variants if self.in_steps else methods_of)(self.problem)
         self.n_seeds = self.seeds or self.problem.seeds
         # Neither the methods nor the number of seeds: a study may grow.
         self.finished = Finished(self.folder, self.name, self.described())
+
+    @property
+    def in_steps(self) -> bool:
+        return self.equal == STEPS
 
     def described(self) -> dict[str, Any]:
         """What all runs depend on."""
@@ -63,6 +73,7 @@ class Study:
             "metric": known.metric,
             "larger_is_better": known.larger_is_better,
             "at": known.at,
+            "equal": self.equal,
             "steps": known.steps,
             "lrs": list(known.lrs),
             "trials": self.trials,
@@ -74,23 +85,29 @@ class Study:
         """Do what is not done yet; everything that is known, JSON-able."""
         found = self.finished.once("costs", self._costs)
         costs, refused = found["costs"], found["refused"]
-        names = [name for name in methods_of(self.problem) if name in costs and self._wanted(name)]
-        steps = {name: equal_steps(self.problem.steps, costs[name]["ratio"]) for name in names}
+        names = [name for name in self.methods if name in costs and self._wanted(name)]
+        steps = {name: self._steps(costs[name]["ratio"]) for name in names}
 
         tuning = {name: self._tuning(name, steps[name]) for name in names}
         tried = self.finished.all_of([job for jobs in tuning.values() for job in jobs], pool, advance)
         chosen = {name: best(jobs, tried, self.problem.larger_is_better) for name, jobs in tuning.items()}
+        for name in names:
+            if (other := self.methods[name].setting_of) is not None and (job := chosen[other]) is not None:
+                chosen[name] = replace(job, method=name, steps=steps[name])
         tests = {name: self._tests(job) for name, job in chosen.items() if job is not None}
         tested = self.finished.all_of([job for jobs in tests.values() for job in jobs], pool, advance)
         runs = {name: [_run(job, tested[job]) for job in jobs] for name, jobs in tests.items()}
-        summary = summarize(runs, self.problem.larger_is_better)
+        families = {name: self.methods[name].family for name in names}
+        summary = by_family(runs, families, self.problem.larger_is_better)
 
         methods = {}
         for name, job in chosen.items():
+            method = self.methods[name]
             entry: dict[str, Any] = {"steps": steps[name], **costs[name]}
+            entry |= {key: value for key in ("family", "partner") if (value := getattr(method, key))}
             entry["tuning"] = [{**_set(trial), **_known(tried[trial])} for trial in tuning[name]]
             if job is not None:
-                edge = at_edge(self.problem, methods_of(self.problem)[name], job.setting.lr)
+                edge = at_edge(self.problem, self.methods[method.setting_of or name], job.setting.lr)
                 entry |= {"setting": _set(job), "at_edge": edge, "tasks": by_task(runs[name])}
                 entry |= {"runs": runs[name], "summary": summary[name]}
             methods[name] = entry
@@ -99,24 +116,34 @@ class Study:
             "refused": refused,
             "seeds": list(range(self.n_seeds)),
             "methods": methods,
-            "peers": self._peers(chosen, pool, advance) if self.problem.peers else {},
+            "peers": self._peers(chosen, pool, advance) if self._has_peers else {},
         }
 
     def n_jobs(self) -> int:
         """How many runs there will be, at most."""
-        names = [name for name in methods_of(self.problem) if self._wanted(name)]
+        wanted = [method for name, method in self.methods.items() if self._wanted(name)]
+        tuned = [method for method in wanted if method.setting_of is None]
         peer = 3 * len([pair for pair in peers.PAIRS if self._wanted(pair)]) * self.n_seeds
-        return len(names) * (self.trials + self.n_seeds) + (peer if self.problem.peers else 0)
+        return len(tuned) * self.trials + len(wanted) * self.n_seeds + (peer if self._has_peers else 0)
+
+    @property
+    def _has_peers(self) -> bool:
+        return self.problem.peers and not self.in_steps
+
+    def _steps(self, ratio: float) -> int:
+        return self.problem.steps if self.in_steps else steps_in_time(self.problem.steps, ratio)
 
     def _wanted(self, name: str) -> bool:
         return not self.only or name == PLAIN or name in self.only
 
     def _costs(self) -> Record:
-        costs, refused = costs_of(self.problem, self.repeats)
+        costs, refused = costs_of(self.problem, self.methods, self.repeats, processor=self.in_steps)
         return {"costs": costs, "refused": refused}
 
     def _tuning(self, name: str, steps: int) -> list[Job]:
-        settings = settings_of(self.problem, methods_of(self.problem)[name], self.trials)
+        if self.methods[name].setting_of is not None:
+            return []
+        settings = settings_of(self.problem, self.methods[name], self.trials)
         return [Job("tuning", self.name, name, setting, steps, TUNING_SEED) for setting in settings]
 
     def _tests(self, job: Job) -> list[Job]:
@@ -133,7 +160,8 @@ class Study:
         jobs = []
         for pair, setting in settings.items():
             of_ours, of_peer = (
-                equal_steps(self.problem.steps, costs[_of(pair, side)]["ratio"]) for side in (peers.OURS, peers.THEIRS)
+                steps_in_time(self.problem.steps, costs[_of(pair, side)]["ratio"])
+                for side in (peers.OURS, peers.THEIRS)
             )
             for side, steps in ((peers.OURS, of_ours), (peers.THEIRS, of_ours), (peers.IN_TIME, of_peer)):
                 jobs += [Job("peer", self.name, pair, setting, steps, seed, side) for seed in range(self.n_seeds)]

@@ -45,6 +45,15 @@ def summarize(runs: Mapping[str, Runs], larger_is_better: bool) -> dict[str, Row
     return rows
 
 
+def by_family(runs: Mapping[str, Runs], families: Mapping[str, str], larger_is_better: bool) -> dict[str, Row]:
+    """The same, with the p-values of each family of methods corrected for that family alone."""
+    rows: dict[str, Row] = {}
+    for family in dict.fromkeys(families[name] for name in runs):
+        own = {name: known for name, known in runs.items() if name == PLAIN or families[name] == family}
+        rows |= summarize(own, larger_is_better)
+    return {name: rows[name] for name in runs}
+
+
 def by_task(runs: Runs) -> dict[str, float]:
     """The mean metric of each task over the runs that have it."""
     finished = [run["metrics"] for run in runs if "metrics" in run]

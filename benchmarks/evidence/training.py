@@ -77,7 +77,7 @@ def ours(method: Method, setting: Setting, steps: int, seed: int) -> MakeUpdate:
     def make(problem: Problem, model: nn.Module, inner: Optimizer) -> Callable[[Batch], Mapping[str, Tensor]]:
         transforms = transforms_of(method, setting, seed)
         at: Any = model.trunk if method.at == TRUNK else method.at
-        optimizer = mtopt.MultiLossOptimizer(inner, transforms, at=at)
+        optimizer = mtopt.MultiLossOptimizer(inner, transforms, at=at, length=method.length)
         observers = [transform for transform in transforms if isinstance(transform, mtopt.FAMO)]
         counters = [transform for transform in transforms if isinstance(transform, (mtopt.DWA, mtopt.STCH))]
         count = 0
