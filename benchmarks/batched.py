@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from peers_of_physics import Peer
@@ -15,6 +16,12 @@ from torch.func import functional_call, vmap
 import mtopt
 
 Losses = dict[str, Tensor]
+
+
+class Inner(Protocol):
+    """An optimizer of many networks."""
+
+    def changes(self, gradient: Tensor) -> Tensor: ...
 
 
 class Networks:
@@ -66,6 +73,11 @@ class Networks:
         return losses
 
 
+def n_parameters(problem: Physics) -> int:
+    """Of a problem's network."""
+    return sum(p.numel() for p in problem.make_model().parameters())
+
+
 class Trainings(Networks):
     """Networks with a `MultiLossOptimizer` for each, or what stands in its place.
 
@@ -106,61 +118,162 @@ class Trainings(Networks):
             optimizer.step({name: linear.get(name) for name in losses})
 
 
-class WeightedSums(Networks):
-    """Networks that Adam trains on weighted sums, with cosine decay: to rounding what an optimizer for each would do.
+class Adams:
+    """Adam for many networks. Its step does not depend on the parameters: one on zeros, of rate 1, finds those of all.
 
-    Adam's step does not depend on the parameters, so that one Adam with a rate of 1 on zeros finds the steps of all.
+    Args:
+        betas: β₁ and β₂ for each network.
+        n: How many parameters each has.
+    """
+
+    def __init__(self, betas: Sequence[tuple[float, float]], n: int) -> None:
+        self.groups = []
+        for both in sorted(set(betas)):
+            which = torch.tensor([i for i, of_run in enumerate(betas) if of_run == both])
+            zeros = torch.zeros(len(which), n, requires_grad=True)
+            self.groups.append((which, zeros, torch.optim.Adam([zeros], lr=1.0, betas=both)))
+
+    def changes(self, gradient: Tensor) -> Tensor:
+        """What a step of rate 1 adds to the parameters, `(R, P)`, as the gradient."""
+        found = torch.empty_like(gradient)
+        for which, zeros, adam in self.groups:
+            zeros.detach().zero_()
+            zeros.grad = gradient[which]
+            adam.step()
+            found[which] = zeros.detach()
+        return found
+
+
+class Stepped(Networks):
+    """Networks whose inner optimizer takes a step for all at once, with cosine decay.
 
     Args:
         problem, seeds: As for `Networks`.
-        weights: Of each training's losses, `(R, T)`.
         rates: Of each training, `(R,)`.
-        betas: Adam's β₂ for each training.
+        inner: From what to change in the parameters at a rate of 1.
         steps: After these the rates are 0.
         look: How often the step is held against the gradient of each loss, in steps.
     """
 
     def __init__(
-        self,
-        problem: Physics,
-        seeds: Sequence[int],
-        weights: Tensor,
-        rates: Tensor,
-        betas: Sequence[float],
-        steps: int,
-        look: int = 50,
+        self, problem: Physics, seeds: Sequence[int], rates: Tensor, inner: Inner, steps: int, look: int = 50
     ) -> None:
         super().__init__(problem, seeds)
-        self.weights = dict(zip(problem.tasks, weights.T, strict=True))
-        self.rates, self.steps, self.look = rates, steps, look
-        self.adams = []
-        for beta in sorted(set(betas)):
-            which = torch.tensor([i for i, of_run in enumerate(betas) if of_run == beta])
-            zeros = torch.zeros(len(which), self.rows.shape[1], requires_grad=True)
-            self.adams.append((which, zeros, torch.optim.Adam([zeros], lr=1.0, betas=(0.9, beta))))
+        self.rates, self.inner, self.steps, self.look = rates, inner, steps, look
         self.count = 0
         self.raised: dict[str, Tensor] = {name: torch.zeros(len(seeds)) for name in problem.tasks}
         self.looks = 0
 
+    @property
+    def looking(self) -> bool:
+        return self.count % self.look == 0
+
+    def move(self, gradient: Tensor, single: Losses) -> None:
+        """Take the step, and hold it against the gradients of single losses, `(R, P)` each, if it is looked at."""
+        change = self.inner.changes(gradient)
+        change *= (self.rates * (1 + math.cos(math.pi * self.count / self.steps)) / 2)[:, None]
+        if self.looking:
+            self.looks += 1
+            for name, of_loss in single.items():
+                self.raised[name] += (of_loss * change).sum(1) > 0
+        self.rows.add_(change)
+        self.count += 1
+
+
+class WeightedSums(Stepped):
+    """Networks that are trained on weighted sums: to rounding what an optimizer for each would do.
+
+    Args:
+        weights: Of each training's losses, `(R, T)`.
+        others: As for `Stepped`.
+    """
+
+    def __init__(self, problem: Physics, seeds: Sequence[int], weights: Tensor, *others: Any, **more: Any) -> None:
+        super().__init__(problem, seeds, *others, **more)
+        self.weights = dict(zip(problem.tasks, weights.T, strict=True))
+
     def step(self) -> None:
         """One step of each, on its next batch."""
         losses = self.losses()
-        looking = self.count % self.look == 0
-        single = {name: self.gradients(loss, retain_graph=True) for name, loss in losses.items()} if looking else {}
+        names = losses if self.looking else ()
+        single = {name: self.gradients(losses[name], retain_graph=True) for name in names}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(0)
-        gradient = self.gradients(total, retain_graph=False)
-        change = torch.empty_like(gradient)
-        for which, zeros, adam in self.adams:
-            zeros.detach().zero_()
-            zeros.grad = gradient[which]
-            adam.step()
-            change[which] = zeros.detach()
-        change *= (self.rates * (1 + math.cos(math.pi * self.count / self.steps)) / 2)[:, None]
-        self.looks += looking
-        for name, of_loss in single.items():
-            self.raised[name] += (of_loss * change).sum(1) > 0
-        self.rows.add_(change)
-        self.count += 1
+        self.move(self.gradients(total, retain_graph=False), single)
+
+
+class Decided(Stepped):
+    """Networks whose gradients transforms combine: to rounding what a `MultiLossOptimizer` for each would do.
+
+    Args:
+        decisions: One for each training.
+        others: As for `Stepped`.
+    """
+
+    def __init__(
+        self, problem: Physics, seeds: Sequence[int], decisions: Sequence[Decision], *others: Any, **more: Any
+    ) -> None:
+        super().__init__(problem, seeds, *others, **more)
+        self.decisions = decisions
+
+    def step(self) -> None:
+        """One step of each, on its next batch."""
+        losses = self.losses()
+        last = next(reversed(losses))
+        single = {name: self.gradients(loss, retain_graph=name != last) for name, loss in losses.items()}
+        rows = torch.stack(list(single.values()), dim=1)
+        combined = [decision(own, self.count) for decision, own in zip(self.decisions, rows, strict=True)]
+        self.move(torch.stack(combined), single)
+
+
+class Decision:
+    """What a list of transforms makes of the gradients of one network, seen as one parameter.
+
+    Args:
+        transforms: Momentum first, if at all, then what weights or mixes rows, then whitening, if at all.
+        in_turn: Whether a step has one loss alone, in turn; momentum's averages stand for the others.
+    """
+
+    def __init__(self, transforms: Sequence[mtopt.Transform], *, in_turn: bool = False) -> None:
+        self.transforms, self.in_turn = transforms, in_turn
+        self.averages: dict[Any, Any] = {}
+        self.moments: dict[Any, Any] = {}
+
+    def __call__(self, rows: Tensor, count: int) -> Tensor:
+        """From rows `(T, P)` to the combined gradient `(P,)`, in the step of that number."""
+        raw, shares = rows, torch.ones(len(rows), 1, dtype=torch.float64)
+        for transform in self.transforms:
+            if isinstance(transform, mtopt.Momentum):
+                raw = rows = self._averaged(transform, rows, count)
+                shares = shares[: len(rows)]
+            elif isinstance(transform, mtopt.Whitening):
+                own = {i: share if len(share) > 1 else float(share) for i, share in enumerate(shares)}
+                self.moments |= transform.seen(self.moments, dict(enumerate(raw)))
+                return transform.whitened(rows.sum(0), own, self.moments)
+            else:
+                rows, shares = _combined(transform, rows, shares)
+        return rows.sum(0)
+
+    def _averaged(self, momentum: mtopt.Momentum, rows: Tensor, count: int) -> Tensor:
+        """In turn, those of the losses that had their turn."""
+        now = [count % len(rows)] if self.in_turn else range(len(rows))
+        for i in now:
+            self.averages |= momentum.moved(self.averages, i, rows[i])
+        return torch.stack([momentum.row(self.averages, i) for i in range(len(rows)) if (i,) in self.averages])
+
+
+def _combined(transform: mtopt.Transform, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows behind a transform, and how much of each loss's gradient is in their sum, `(T, 1)` or `(T, P)`."""
+    losses = mtopt.Losses(tuple(range(len(rows))), len(rows))
+    if isinstance(transform, mtopt.GramianTransform):
+        if len(rows) == 1:
+            return rows, shares
+        wide = rows.double()
+        weights = transform.weights(wide @ wide.T, losses)
+        mixed = weights.to(rows) @ rows if weights.ndim == 2 else weights.to(rows)[:, None] * rows
+        return mixed, shares * (weights.sum(0) if weights.ndim == 2 else weights)[:, None]
+    assert isinstance(transform, mtopt.RowTransform)
+    kept = transform.transform(rows, mtopt.Site(losses))
+    return kept, shares * torch.where(rows == 0, 1, kept / rows)
 
 
 class _Losses(nn.Module):

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from batched import Networks, Trainings, WeightedSums
+from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums, n_parameters
 from peers_of_physics import PEERS, Peer
 from problems.physics import (
     AllenCahn,
@@ -64,7 +64,7 @@ WEIGHTS = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)  # of all losses but the res
 MORE_WEIGHTS = (1e4, 3e4, 1e5, 3e5)
 TUNING, TESTING = range(100, 103), range(10)  # seeds
 ALL = ("",)  # each name has this in it
-TOGETHER, SUMS_TOGETHER = 15, 45  # trainings in one pass through their networks
+TOGETHER = 45  # trainings in one pass through their networks
 METHODS: dict[str, Callable[[], mtopt.Transform]] = {
     "ConFIG": mtopt.ConFIG,
     "IMTLG": mtopt.IMTLG,
@@ -149,8 +149,7 @@ def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
     problem = (PROBLEMS | OTHERS)[runs[0].problem]()
-    of_kind = train_sums if runs[0].way.startswith(SUM) else train_methods
-    networks, shares = of_kind(runs, problem, steps_of(runs[0].way, runs[0].problem, steps))
+    networks, shares = trained(runs, problem, steps_of(runs[0].way, runs[0].problem, steps))
     records = []
     for i, (run, share) in enumerate(zip(runs, shares, strict=True)):
         with torch.no_grad():
@@ -162,40 +161,52 @@ def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     return records
 
 
-def train_sums(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks, list[dict[str, float]]]:
-    ones, rest = [1.0] * problem.n_residuals, len(problem.tasks) - problem.n_residuals
-    weights = torch.tensor([ones + [weight_of(run.way)] * rest for run in runs])
-    rates, betas = torch.tensor([run.rate for run in runs]), [run.beta for run in runs]
-    sums = WeightedSums(problem, [run.seed for run in runs], weights, rates, betas, steps)
+def trained(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks, list[dict[str, float]]]:
+    """The networks of runs of one kind after their steps, and for each run how often a step raised each loss."""
+    seeds = [run.seed for run in runs]
+    if runs[0].way in PEERS:
+        return trained_by_peers(runs, problem, steps), [{} for _ in runs]
+    adams = Adams([(first_beta(run.way), run.beta) for run in runs], n_parameters(problem))
+    others = torch.tensor([run.rate for run in runs]), adams, steps
+    stepped: WeightedSums | Decided
+    if runs[0].way.startswith(SUM):
+        stepped = WeightedSums(problem, seeds, torch.tensor([weights_of(run.way, problem) for run in runs]), *others)
+    else:
+        stepped = Decided(problem, seeds, [decision_of(run) for run in runs], *others)
     for _ in range(steps):
-        sums.step()
-    shares = {name: (raised / sums.looks).tolist() for name, raised in sums.raised.items()}
-    return sums, [{name: share[i] for name, share in shares.items()} for i in range(len(runs))]
+        stepped.step()
+    shares = {name: (raised / stepped.looks).tolist() for name, raised in stepped.raised.items()}
+    return stepped, [{name: share[i] for name, share in shares.items()} for i in range(len(runs))]
 
 
-def train_methods(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks, list[dict[str, float]]]:
-    schedulers, monitors = [], []
+def weights_of(way: str, problem: Physics) -> list[float]:
+    ones, rest = [1.0] * problem.n_residuals, len(problem.tasks) - problem.n_residuals
+    return ones + [weight_of(way)] * rest
 
-    def make(i: int, parameter: Tensor) -> mtopt.MultiLossOptimizer | Peer:
-        run = runs[i]
-        optimizer: mtopt.MultiLossOptimizer | Peer
-        if run.way in PEERS:
-            optimizer = PEERS[run.way](parameter, run.rate, run.beta, problem.tasks)
-        else:
-            first = 0.0 if run.way.endswith((ON_MOMENTA, IN_TURN)) else 0.9
-            inner = torch.optim.Adam([parameter], lr=run.rate, betas=(first, run.beta))
-            optimizer = mtopt.MultiLossOptimizer(inner, transforms_of(run.way, run.beta), at="parameters")
-            monitors.append(mtopt.Monitor(optimizer, every=50))
-        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.inner, steps))
-        return optimizer
 
-    in_turn = [run.way.endswith(IN_TURN) for run in runs]
-    trainings = Trainings(problem, [run.seed for run in runs], make, in_turn)
+def first_beta(way: str) -> float:
+    """No momentum in Adam, where each loss has its own."""
+    return 0.0 if way.endswith((ON_MOMENTA, IN_TURN)) else 0.9
+
+
+def decision_of(run: Run) -> Decision:
+    return Decision(transforms_of(run.way, run.beta), in_turn=run.way.endswith(IN_TURN))
+
+
+def trained_by_peers(runs: Sequence[Run], problem: Physics, steps: int) -> Trainings:
+    schedulers = []
+
+    def make(i: int, parameter: Tensor) -> Peer:
+        peer = PEERS[runs[i].way](parameter, runs[i].rate, runs[i].beta, problem.tasks)
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(peer.inner, steps))
+        return peer
+
+    trainings = Trainings(problem, [run.seed for run in runs], make, [run.way.endswith(IN_TURN) for run in runs])
     for _ in range(steps):
         trainings.step()
         for scheduler in schedulers:
             scheduler.step()
-    return trainings, [monitor.raised for monitor in monitors] or [{} for _ in runs]
+    return trainings
 
 
 def finished(path: Path) -> Done:
@@ -223,8 +234,7 @@ def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
 
 
 def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
-    size = SUMS_TOGETHER if runs[0].way.startswith(SUM) else TOGETHER
-    return (runs[start : start + size] for start in range(0, len(runs), size))
+    return (runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER))
 
 
 def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> Iterator[Run]:

@@ -11,6 +11,8 @@ from torch.nn.utils import parameters_to_vector
 
 import mtopt
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WAYS = {  # rate, β₂, transforms
     "the sum": (1e-2, 0.999, list),
@@ -70,7 +72,8 @@ def test_weighted_sums_train_as_an_optimizer_for_each_would(batched):
     problem, steps = physics.Burgers(), 20
     seeds, rates, betas = [3, 4, 3], [1e-2, 3e-3, 1e-1], [0.9, 0.999, 0.99]
     weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 30.0, 30.0], [0.3, 1.0, 3.0]])
-    together = batched.WeightedSums(problem, seeds, weights, torch.tensor(rates), betas, steps, look=5)
+    adams = batched.Adams([(0.9, beta) for beta in betas], batched.n_parameters(problem))
+    together = batched.WeightedSums(problem, seeds, weights, torch.tensor(rates), adams, steps, look=5)
     for _ in range(steps):
         together.step()
     for i, (seed, rate, beta) in enumerate(zip(seeds, rates, betas, strict=True)):
@@ -93,6 +96,61 @@ def test_weighted_sums_train_as_an_optimizer_for_each_would(batched):
         assert together.looks == 4
         for name, share in monitor.raised.items():
             assert together.raised[name][i] / together.looks == pytest.approx(share)
+
+
+DECIDED = {  # β₁, transforms, one loss in turn
+    "weights": (0.9, lambda: [mtopt.GradientNorms(average=0.99, of="norms")], False),
+    "a Gramian": (0.9, lambda: [mtopt.UPGrad()], False),
+    "another": (0.9, lambda: [mtopt.AlignedMTL()], False),
+    "mixed": (0.9, lambda: [mtopt.PCGrad(seed=5)], False),
+    "dropped": (0.9, lambda: [mtopt.GradDrop(seed=5)], False),
+    "whitened": (0.9, lambda: [mtopt.IMTLG(), mtopt.Whitening(beta=0.9, eps=1e-3)], False),
+    "whitened by pairs": (
+        0.9,
+        lambda: [mtopt.GradientNorms(), mtopt.ConFIG(), mtopt.Whitening(beta=0.9, pairs=True, eps=1e-3)],
+        False,
+    ),
+    "mixed, whitened": (0.9, lambda: [mtopt.PCGrad(seed=5), mtopt.Whitening(beta=0.9, eps=1e-3)], False),
+    "dropped, whitened": (0.9, lambda: [mtopt.GradDrop(seed=5), mtopt.Whitening(beta=0.9, eps=1e-3)], False),
+    "momenta": (0.0, lambda: [mtopt.Momentum(), mtopt.ConFIG()], False),
+    "momenta, dropped": (0.0, lambda: [mtopt.Momentum(), mtopt.GradDrop(seed=5)], False),
+    "in turn": (0.0, lambda: [mtopt.Momentum(absent=True), mtopt.ConFIG()], True),
+}
+
+
+@pytest.mark.parametrize("name", ["Helmholtz", "Burgers", "Wave"])
+def test_decisions_train_as_an_optimizer_for_each_would(batched, name):
+    """With all kinds of transforms, and the harm of the steps that a Monitor looks at."""
+    from problems import physics
+
+    problem, steps, rate, beta = getattr(physics, name)(), 20, 1e-2, 0.9
+    ways, seeds = list(DECIDED.values()), [i % 3 for i in range(len(DECIDED))]
+    adams = batched.Adams([(first, beta) for first, _, _ in ways], batched.n_parameters(problem))
+    decisions = [batched.Decision(make(), in_turn=in_turn) for _, make, in_turn in ways]
+    together = batched.Decided(problem, seeds, decisions, torch.full((len(ways),), rate), adams, steps, look=5)
+    schedulers, monitors = [], []
+
+    def optimizer_of_way(i, row):
+        first, make, _ = ways[i]
+        inner = torch.optim.Adam([row], lr=rate, betas=(first, beta))
+        optimizer = mtopt.MultiLossOptimizer(inner, make(), at="parameters")
+        monitors.append(mtopt.Monitor(optimizer, every=5))
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(inner, steps))
+        return optimizer
+
+    alone = batched.Trainings(problem, seeds, optimizer_of_way, [in_turn for _, _, in_turn in ways])
+    before = alone.rows.detach().clone()
+    for _ in range(steps):
+        together.step()
+        alone.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert together.looks == 4
+    for i, way in enumerate(DECIDED):
+        moved, expected = together.rows[i] - before[i], alone.rows[i].detach() - before[i]
+        assert (moved - expected).norm() < 2e-3 * expected.norm(), way
+        for task, share in monitors[i].raised.items() if not ways[i][2] else ():  # it sees the losses that are there
+            assert together.raised[task][i] / together.looks == pytest.approx(share), (way, task)
 
 
 def test_one_loss_in_turn_is_what_the_optimizer_gets(batched):
