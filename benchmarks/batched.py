@@ -153,12 +153,21 @@ class Stepped(Networks):
         inner: From what to change in the parameters at a rate of 1.
         steps: After these the rates are 0.
         look: How often the step is held against the gradient of each loss, in steps.
+        decays: Weight decay of each training, as AdamW has it, `(R,)`.
     """
 
     def __init__(
-        self, problem: Physics, seeds: Sequence[int], rates: Tensor, inner: Inner, steps: int, look: int = 50
+        self,
+        problem: Physics,
+        seeds: Sequence[int],
+        rates: Tensor,
+        inner: Inner,
+        steps: int,
+        look: int = 50,
+        decays: Tensor | None = None,
     ) -> None:
         super().__init__(problem, seeds)
+        self.decays = torch.zeros(len(seeds)) if decays is None else decays
         self.rates, self.inner, self.steps, self.look = rates, inner, steps, look
         self.count = 0
         self.raised: dict[str, Tensor] = {name: torch.zeros(len(seeds)) for name in problem.tasks}
@@ -170,7 +179,7 @@ class Stepped(Networks):
 
     def move(self, gradient: Tensor, single: Losses) -> None:
         """Take the step, and hold it against the gradients of single losses, `(R, P)` each, if it is looked at."""
-        change = self.inner.changes(gradient)
+        change = self.inner.changes(gradient) - self.decays[:, None] * self.rows
         change *= (self.rates * (1 + math.cos(math.pi * self.count / self.steps)) / 2)[:, None]
         if self.looking:
             self.looks += 1

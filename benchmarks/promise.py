@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,65 +20,48 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums, n_parameters
+from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums
 from peers_of_physics import PEERS, Peer
-from problems.physics import (
-    AllenCahn,
-    Burgers,
-    Convection,
-    Heat,
-    Helmholtz,
-    Kovasznay,
-    Physics,
-    Poisson,
-    SharpBurgers,
-    Wave,
+from problems.physics import Physics
+from promise_ways import (
+    BETAS,
+    DECAY,
+    DECAYS,
+    EQUAL_TIME,
+    IN_TURN,
+    OTHERS,
+    PROBLEMS,
+    SOAP,
+    SOAP_BETAS,
+    SUM,
+    decay_of,
+    first_beta,
+    heavier_than,
+    kind_of_sum,
+    memories,
+    sum_of,
+    transforms_of,
+    ways,
+    weight_of,
+    weights_of,
 )
 from resumable import beside, read_runs
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from soap import Soaps
 from torch import Tensor
-
-import mtopt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promise.jsonl"
 COSTS = RESULTS.with_name("promise_cost.json")
-PROBLEMS: dict[str, type[Physics]] = {"helmholtz": Helmholtz, "burgers": Burgers}  # on which the recipe was chosen
-OTHERS: dict[str, type[Physics]] = {
-    "poisson": Poisson,
-    "heat": Heat,
-    "wave": Wave,
-    "convection": Convection,
-    "allen-cahn": AllenCahn,
-    "kovasznay": Kovasznay,
-    "sharp-burgers": SharpBurgers,
-}
 STEPS = 1500
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 FIRST_RATES = (3e-3, 1e-2, 3e-2)  # then outwards, until the best is not at an edge
 FIRST_OF_SUMS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-BETAS = (0.9, 0.99, 0.999)
-WEIGHTS = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)  # of all losses but the residuals; more where the last is the best
-MORE_WEIGHTS = (1e4, 3e4, 1e5, 3e5)
 TUNING, TESTING = range(100, 103), range(10)  # seeds
 ALL = ("",)  # each name has this in it
 TOGETHER = 45  # trainings in one pass through their networks
-METHODS: dict[str, Callable[[], mtopt.Transform]] = {
-    "ConFIG": mtopt.ConFIG,
-    "IMTLG": mtopt.IMTLG,
-    "AlignedMTL": mtopt.AlignedMTL,
-    "UPGrad": mtopt.UPGrad,
-    "GradDrop": mtopt.GradDrop,
-    "PCGrad": mtopt.PCGrad,
-}
-AT_EACH_MEMORY = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "GradDrop")  # on the problems of the choice
-SUM, WHITENED, PAIRS = "sum", ", whitened", " by pairs"
-ON_MOMENTA, IN_TURN, EQUAL_TIME = ", on momenta", ", one loss a step", ", equal time"
-BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
-NORMS = "gradient norms"
-AS_PEOPLE_RUN_IT = (f"{SUM}, weight 1", 0.999)
 
 
 @dataclass(frozen=True)
@@ -95,46 +78,11 @@ class Run:
 Cell = tuple[str, str, float]
 """A problem, a way and a memory."""
 
+Tried = Mapping[Cell, Mapping[float, float]]
+"""The mean score of each rate that was tried."""
+
 Done = dict[Run, dict[str, Any]]
 """Finished trainings, each with its score and the shares of harm."""
-
-
-def ways(problem: str = "") -> list[str]:
-    """What is compared, by name."""
-    sums = [f"{SUM}, weight {weight:g}" for weight in WEIGHTS]
-    whitened = [name + ending for name in METHODS for ending in ("", WHITENED)]
-    momenta = [name + ON_MOMENTA for name in METHODS]
-    by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
-    recipes = ["recipe", "recipe" + EQUAL_TIME]
-    some = [*sums, NORMS, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS]
-    return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
-
-
-# Chosen on these two problems, of some thirty lists that were tried on them with two seeds (docs/physics.md). The one
-# with a power was added when these had been tested, for its errors on new seeds of them.
-RECIPES: dict[str, Callable[[float], list[mtopt.Transform]]] = {
-    "recipe": lambda beta: [mtopt.GradientNorms(average=0.99, of="norms"), mtopt.Whitening(beta=beta)],
-    "recipe, power 1.2": lambda beta: [
-        mtopt.GradientNorms(average=0.99, of="norms", power=1.2),
-        mtopt.Whitening(beta=beta),
-    ],
-}
-
-
-def weight_of(way: str) -> float:
-    return float(way.rsplit(maxsplit=1)[-1])
-
-
-def transforms_of(way: str, beta: float) -> list[mtopt.Transform]:
-    """A list of transforms for one run; its whitening has the inner optimizer's memory."""
-    if (recipe := way.removesuffix(EQUAL_TIME)) in RECIPES:
-        return RECIPES[recipe](beta)
-    if way == NORMS:
-        return [mtopt.GradientNorms(average=0.99, of="norms")]
-    method = METHODS[way.split(",")[0]]()
-    if way.endswith((ON_MOMENTA, IN_TURN)):
-        return [mtopt.Momentum(absent=way.endswith(IN_TURN)), method]
-    return [method, mtopt.Whitening(beta=beta, pairs=way.endswith(PAIRS))] if WHITENED in way else [method]
 
 
 def steps_of(way: str, problem: str, steps: int) -> int:
@@ -166,11 +114,12 @@ def trained(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks
     seeds = [run.seed for run in runs]
     if runs[0].way in PEERS:
         return trained_by_peers(runs, problem, steps), [{} for _ in runs]
-    adams = Adams([(first_beta(run.way), run.beta) for run in runs], n_parameters(problem))
-    others = torch.tensor([run.rate for run in runs]), adams, steps
+    others = torch.tensor([run.rate for run in runs]), inner_of(runs, problem), steps
     stepped: WeightedSums | Decided
     if runs[0].way.startswith(SUM):
-        stepped = WeightedSums(problem, seeds, torch.tensor([weights_of(run.way, problem) for run in runs]), *others)
+        weights = torch.tensor([weights_of(run.way, problem) for run in runs])
+        decays = torch.tensor([decay_of(run.way) for run in runs])
+        stepped = WeightedSums(problem, seeds, weights, *others, decays=decays)
     else:
         stepped = Decided(problem, seeds, [decision_of(run) for run in runs], *others)
     for _ in range(steps):
@@ -179,14 +128,11 @@ def trained(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks
     return stepped, [{name: share[i] for name, share in shares.items()} for i in range(len(runs))]
 
 
-def weights_of(way: str, problem: Physics) -> list[float]:
-    ones, rest = [1.0] * problem.n_residuals, len(problem.tasks) - problem.n_residuals
-    return ones + [weight_of(way)] * rest
-
-
-def first_beta(way: str) -> float:
-    """No momentum in Adam, where each loss has its own."""
-    return 0.0 if way.endswith((ON_MOMENTA, IN_TURN)) else 0.9
+def inner_of(runs: Sequence[Run], problem: Physics) -> Adams | Soaps:
+    shapes = [p.shape for p in problem.make_model().parameters()]
+    if runs[0].way.endswith(SOAP):
+        return Soaps(shapes, SOAP_BETAS)
+    return Adams([(first_beta(run.way), run.beta) for run in runs], sum(shape.numel() for shape in shapes))
 
 
 def decision_of(run: Run) -> Decision:
@@ -226,10 +172,11 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
 
 
 def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
-    """Those that can be trained together: of one problem, sums apart, peers apart, as many steps."""
+    """Those that can be trained together: of one problem, sums apart, peers apart, with as many steps of one kind."""
     kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, run.way.endswith(EQUAL_TIME)].append(run)
+        of_steps = run.way.endswith(EQUAL_TIME), run.way.endswith(SOAP)
+        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, *of_steps].append(run)
     return kinds.values()
 
 
@@ -240,10 +187,10 @@ def _batched(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
 def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> Iterator[Run]:
     """The runs of the first rates, and of the next one where the best of those that are finished is at an edge."""
     tried = scores_by_rate(done)
-    for problem, way, beta in (*cells(problems), *heavier(problems, tried)):
+    for problem, way, beta in (*cells(problems), *heavier(problems, tried), *decayed(problems, tried)):
         if not any(part in way for part in parts):
             continue
-        rates = set(FIRST_OF_SUMS if way.startswith(SUM) else FIRST_RATES)
+        rates = set(FIRST_OF_SUMS if kind_of_sum(way) == "" else FIRST_RATES)
         if by_rate := tried.get((problem, way, beta)):
             rates |= by_rate.keys() | {beside(RATES, min(by_rate, key=by_rate.__getitem__), by_rate)}
         for rate, seed in itertools.product(sorted(rates), TUNING):
@@ -251,21 +198,32 @@ def tuning(problems: Sequence[str], done: Done, parts: Sequence[str] = ALL) -> I
 
 
 def cells(problems: Sequence[str]) -> Iterator[Cell]:
-    """Problem, way and memory. The sums have each memory; the recipe and most methods have, too, on the problems of
-    the choice. All else has the shortest, which was the best there."""
-    several = {"recipe", *(name + ending for name in AT_EACH_MEMORY for ending in ("", WHITENED, WHITENED + PAIRS))}
-    for problem, way, beta in ((p, w, b) for p in problems for w in ways(p) for b in BETAS):
-        if beta == BETAS[0] or way.startswith(SUM) or (problem in PROBLEMS and way in several):
-            yield problem, way, beta
-
-
-def heavier(problems: Sequence[str], tried: Mapping[Cell, Mapping[float, float]]) -> Iterator[Cell]:
-    """Sums with more weight, as long as the heaviest that was tried is the best."""
+    """Problem, way and memory."""
     for problem in problems:
-        sums = {cell: min(tried[cell].values()) for cell in tried if cell[0] == problem and cell[1].startswith(SUM)}
-        for lighter, weight in itertools.pairwise((WEIGHTS[-1], *MORE_WEIGHTS)):
-            if sums and weight_of(min(sums, key=sums.__getitem__)[1]) >= lighter:
-                yield from ((problem, f"{SUM}, weight {weight:g}", beta) for beta in BETAS)
+        for way in ways(problem):
+            yield from ((problem, way, beta) for beta in memories(problem, way))
+
+
+def heavier(problems: Sequence[str], tried: Tried) -> Iterator[Cell]:
+    """Sums with more weight, as long as the heaviest that was tried is the best."""
+    for problem, kind in itertools.product(problems, ("", SOAP)):
+        if best := best_sum(problem, kind, tried):
+            for lighter, way in heavier_than(kind):
+                if weight_of(best[1]) >= weight_of(lighter):
+                    yield from ((problem, way, beta) for beta in memories(problem, way))
+
+
+def decayed(problems: Sequence[str], tried: Tried) -> Iterator[Cell]:
+    """The best sum with a decay of the weights."""
+    for problem in problems:
+        if best := best_sum(problem, "", tried):
+            yield from ((problem, f"{best[1]}{DECAY} {decay:g}", best[2]) for decay in DECAYS)
+
+
+def best_sum(problem: str, kind: str, tried: Tried) -> Cell | None:
+    """The one with the lowest error of the tuning."""
+    sums = [cell for cell in tried if cell[0] == problem and kind_of_sum(cell[1]) == kind]
+    return min(sums, key=lambda cell: min(tried[cell].values()), default=None)
 
 
 def tune(problems: Sequence[str], path: Path, workers: int, parts: Sequence[str] = ALL) -> None:
@@ -296,9 +254,10 @@ def testing(problems: Sequence[str], done: Done, parts: Sequence[str]) -> Iterat
     for (problem, way, beta), rate in best_rates(done).items():
         if problem not in problems or not any(part in way for part in parts):
             continue
-        sums = [other for p, other, b in scores if (p, b) == (problem, beta) and other.startswith(SUM)]
-        best = min(sums, key=lambda other: scores[problem, other, beta], default=None)
-        if not way.startswith(SUM) or way in (best, AS_PEOPLE_RUN_IT[0]):
+        kind = kind_of_sum(way)
+        rivals = [other for p, other, b in scores if (p, b) == (problem, beta) and kind_of_sum(other) == kind]
+        best = min(rivals, key=lambda other: scores[problem, other, beta])
+        if kind is None or way in (best, sum_of(1) + kind):
             for seed in TESTING:
                 yield Run(problem, way, rate, beta, seed)
 

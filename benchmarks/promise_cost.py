@@ -19,7 +19,7 @@ from cells import Sample
 from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
-from promise import OTHERS, PROBLEMS, RECIPES
+from promise_ways import OTHERS, PROBLEMS, RECIPES
 from rich.console import Console
 from rich.table import Table
 

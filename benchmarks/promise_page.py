@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from blocks_of_a_page import fill
 from markdown_tables import table
 from promise import (
+    STEPS,
+    TESTING,
+    Cell,
+    Done,
+    Run,
+    best_rates,
+    finished,
+    scores_by_rate,
+    steps_of,
+)
+from promise_ways import (
     AS_PEOPLE_RUN_IT,
     AT_EACH_MEMORY,
     BETAS,
+    DECAY,
+    DECAYS,
     EQUAL_TIME,
     IN_TURN,
     METHODS,
@@ -21,26 +35,25 @@ from promise import (
     ON_MOMENTA,
     PAIRS,
     PROBLEMS,
-    STEPS,
-    SUM,
-    TESTING,
+    SOAP,
+    SOAP_BETAS,
+    SOAP_WEIGHTS,
     WEIGHTS,
     WHITENED,
-    Cell,
-    Done,
-    Run,
-    best_rates,
-    finished,
-    scores_by_rate,
-    steps_of,
+    WITH_SOAP,
+    decay_of,
+    kind_of_sum,
+    sum_of,
     ways,
+    weight_of,
 )
 from scipy import stats
 
-from mtopt._comparison.statistics import estimate, holm
+from mtopt._comparison.statistics import SIGNIFICANCE, estimate, holm, paired_p
 
 UNSWEPT = AS_PEOPLE_RUN_IT[0]
 SHORT = BETAS[0]
+DECAYED = "sum, all swept, weight decay"
 NAMES = {
     "helmholtz": "Helmholtz",
     "burgers": "Burgers",
@@ -88,10 +101,10 @@ class Found:
         raised = [self.done[Run(problem, way, self.rates[cell], beta, seed)]["raised"] for seed in TESTING]
         return fmean(max(each.values()) for each in raised) if all(raised) else None
 
-    def best(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> Cell:
-        """The way and memory with the lowest error of the tuning."""
+    def best(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> Cell | None:
+        """The way and memory with the lowest error of the tuning; `None` if there is none."""
         cells = ((problem, way, beta) for way in names for beta in betas)
-        return min((cell for cell in cells if cell in self.tuned), key=self.tuned.__getitem__)
+        return min((cell for cell in cells if cell in self.tuned), key=self.tuned.__getitem__, default=None)
 
     def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
         """How many settings a choice was made of."""
@@ -101,14 +114,15 @@ class Found:
 def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
     blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found)}
-    blocks |= {"methods": methods_table(found), "harm": harm_table(found)}
+    blocks |= {"methods": methods_table(found), "soap": soap_table(found), "harm": harm_table(found)}
     blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
-    blocks |= {f"promise {problem}": errors_table(found, problem) for problem in PROBLEMS}
+    blocks |= {"endings": endings_table(found)}
+    blocks |= {f"promise {problem}": errors_table(found, problem) for problem in found.problems()}
     fill(docs / "physics.md", blocks)
 
 
 def _sums() -> list[str]:
-    return [f"{SUM}, weight {weight:g}" for weight in (*WEIGHTS, *MORE_WEIGHTS)]
+    return [sum_of(weight) for weight in (*WEIGHTS, *MORE_WEIGHTS)]
 
 
 def recipe_table(found: Found) -> str:
@@ -116,8 +130,8 @@ def recipe_table(found: Found) -> str:
     head = ["", "sum, weights 1, β₂ 0.999", "sum, weights 1, β₂ swept", "sum, all swept", "its weight, rate, β₂"]
     rows = []
     for problem in found.problems():
-        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), found.best(problem, _sums())
-        one = found.best(problem, [UNSWEPT])
+        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), _some(found.best(problem, _sums()))
+        one = _some(found.best(problem, [UNSWEPT]))
         cells = [f"{found.error(unswept):.4f} ({found.tried[unswept]})"]
         cells.append(f"{found.error(one):.4f} ({found.runs(problem, [UNSWEPT])})")
         cells.append(f"{found.error(swept):.4f} ({found.runs(problem, _sums())})")
@@ -134,7 +148,9 @@ def ratios_table(found: Found) -> str:
     head = ["", "equal steps, / all swept", "/ weights 1, β₂ 0.999", "steps in equal time", "equal time, / all swept"]
     rows, missed, reached = [], [], []
     for problem in found.problems():
-        swept, unswept = (found.scores(cell) for cell in (found.best(problem, _sums()), (problem, *AS_PEOPLE_RUN_IT)))
+        swept, unswept = (
+            found.scores(cell) for cell in (_some(found.best(problem, _sums())), (problem, *AS_PEOPLE_RUN_IT))
+        )
         in_steps, in_time = (found.scores((problem, "recipe" + ending, SHORT)) for ending in ("", EQUAL_TIME))
         missed.append(_p(in_time, swept, 1.2, "greater"))
         reached.append(_p(in_time, unswept, 0.5, "less"))
@@ -153,22 +169,57 @@ def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) 
 
 
 def methods_table(found: Found) -> str:
-    """Each way at β₂ = 0.9 over the swept sum, on the problems where methods were tested."""
-    problems = [p for p in found.problems() if any(found.tested((p, way, SHORT)) for way in _of_methods())]
-    head = ["", *(NAMES[problem] for problem in problems)]
-    rows = []
-    for way in [UNSWEPT, *_of_methods(), *_rest()]:
-        cells = [_over_swept(found, (problem, way, SHORT)) for problem in problems]
-        if any(cells):
-            rows.append([way, *cells])
-    return table(head, rows)
+    """Each way at β₂ = 0.9 over the swept sum; a star where the two differ."""
+    named = {way: way for way in (UNSWEPT, *_of_methods(), *_rest())}
+    rows = {DECAYED: _decayed(found)}
+    rows |= {name: {p: (p, way, SHORT) for p in found.problems()} for name, way in named.items()}
+    return _over_swept(found, rows)
 
 
-def _over_swept(found: Found, cell: Cell) -> str:
-    if not found.tested(cell):
-        return ""
-    ratio = found.error(cell) / found.error(found.best(cell[0], _sums()))
+def soap_table(found: Found) -> str:
+    """Each way with SOAP over Adam's swept sum; a star where the two differ."""
+    beta, problems = SOAP_BETAS[1], found.problems()
+    sums = [sum_of(weight) + SOAP for weight in (*SOAP_WEIGHTS, *MORE_WEIGHTS)]
+    rows = {UNSWEPT: {p: (p, UNSWEPT + SOAP, beta) for p in problems}}
+    rows |= {"sum, weights and rates swept": {p: cell for p in problems if (cell := found.best(p, sums, [beta]))}}
+    rows |= {way: {p: (p, way + SOAP, beta) for p in problems} for way in WITH_SOAP}
+    return _over_swept(found, rows)
+
+
+def _decayed(found: Found) -> dict[str, Cell]:
+    """The best decay behind the best sum of each problem."""
+    cells = {}
+    for problem in found.problems():
+        names = [f"{way}{DECAY} {decay:g}" for way in _sums() for decay in DECAYS]
+        if best := found.best(problem, names):
+            cells[problem] = best
+    return cells
+
+
+def _over_swept(found: Found, rows: Mapping[str, Mapping[str, Cell]]) -> str:
+    """The ratios of errors, and a star where p < 0.05 after Holm's correction for all of the table."""
+    problems = found.problems()
+    cells = {(name, p): own[p] for name, own in rows.items() for p in problems if p in own and found.tested(own[p])}
+    swept = {problem: found.best(problem, _sums()) for problem in problems}
+    pairs = {key: (found.scores(cell), found.scores(_some(swept[key[1]]))) for key, cell in cells.items()}
+    differ = dict(zip(pairs, holm([paired_p(_differences(*pair)) for pair in pairs.values()]), strict=True))
+    shown = {key: _ratio(*pair) + "\\*" * (differ[key] < SIGNIFICANCE) for key, pair in pairs.items()}
+    lines = [[name, *(shown.get((name, problem), "") for problem in problems)] for name in rows]
+    return table(["", *(NAMES[problem] for problem in problems)], (line for line in lines if any(line[1:])))
+
+
+def _differences(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(ours, others, strict=True)]
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> str:
+    ratio = 10 ** (fmean(ours) - fmean(others))
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def _some(cell: Cell | None) -> Cell:
+    assert cell is not None
+    return cell
 
 
 def _of_methods() -> list[str]:
@@ -179,14 +230,29 @@ def _rest() -> list[str]:
     return ["ConFIG" + IN_TURN, *(way for way in ways() if way.startswith("conflictfree")), "recipe"]
 
 
+def endings_table(found: Found) -> str:
+    """Each method with whitening, and on momenta, over the same without, at β₂ = 0.9."""
+    problems, rows = found.problems(), []
+    for ending, method in itertools.product((WHITENED, ON_MOMENTA), METHODS):
+        pairs = {p: ((p, method + ending, SHORT), (p, method, SHORT)) for p in problems}
+        both = {p: pair for p, pair in pairs.items() if all(map(found.tested, pair))}
+        ratios = {p: found.error(one) / found.error(other) for p, (one, other) in both.items()}
+        if ratios:
+            cells = (f"{ratios[p]:.2f}" if p in ratios else "" for p in problems)
+            rows.append([method + ending, *cells, f"{_geometric(ratios.values()):.2f}"])
+    return table(["over the same without", *(NAMES[problem] for problem in problems), "geometric mean"], rows)
+
+
 def harm_table(found: Found) -> str:
     """In which share of the looks each way's step raised the loss that it raised most often, at β₂ = 0.9."""
     head = ["", *(NAMES[problem] for problem in found.problems())]
+    of_soap = dict.fromkeys((UNSWEPT + SOAP, *(name + SOAP for name in WITH_SOAP)), SOAP_BETAS[1])
+    of_adam = dict.fromkeys((UNSWEPT, *_of_methods(), "ConFIG" + IN_TURN, "recipe"), SHORT)
     rows = []
-    for way in ["swept", UNSWEPT, *_of_methods(), "recipe"]:
+    for way, beta in {"swept": SHORT, **of_adam, **of_soap}.items():
         cells = []
         for problem in found.problems():
-            cell = found.best(problem, _sums()) if way == "swept" else (problem, way, SHORT)
+            cell = _some(found.best(problem, _sums())) if way == "swept" else (problem, way, beta)
             harm = found.harm(cell) if found.tested(cell) else None
             cells.append("" if harm is None else f"{harm:.0%}")
         if any(cells):
@@ -200,7 +266,7 @@ def whitening_table(found: Found) -> str:
     columns: list[list[float]] = []
     for method in AT_EACH_MEMORY:
         pairs = [((p, method + WHITENED, b), (p, method, b)) for p in PROBLEMS for b in BETAS]
-        best = [(found.best(p, [method + WHITENED]), found.best(p, [method])) for p in PROBLEMS]
+        best = [tuple(_some(found.best(p, [method + ending])) for ending in (WHITENED, "")) for p in PROBLEMS]
         ratios = [found.error(one) / found.error(other) for one, other in pairs]
         columns.append([*ratios, _geometric(found.error(one) / found.error(other) for one, other in best)])
     mean = [_geometric(of_all) for of_all in zip(*columns, strict=True)]
@@ -222,13 +288,21 @@ def pairs_table(found: Found) -> str:
 
 def errors_table(found: Found, problem: str) -> str:
     """Every way that was tested: its error, its rate, its harm."""
-    head = ["way", *(f"β₂ {beta:g}" for beta in BETAS)]
+    betas = (*BETAS, SOAP_BETAS[1])
+    head = ["way", *(f"β₂ {beta:g}" for beta in betas)]
+    trained = {way for of, way, _ in found.rates if of == problem}
+    sums = [way for way in trained if kind_of_sum(way) is not None]
+    order = {way: i for i, way in enumerate([*_by_weight(sums), *ways(problem)])}
     rows = []
-    for way in ways():
-        cells = [_error(found, (problem, way, beta)) for beta in BETAS]
+    for way in sorted(trained, key=lambda way: order.get(way, len(order))):
+        cells = [_error(found, (problem, way, beta)) for beta in betas]
         if any(cells):
             rows.append([way, *cells])
     return table(head, rows)
+
+
+def _by_weight(sums: Sequence[str]) -> list[str]:
+    return sorted(sums, key=lambda way: (kind_of_sum(way), weight_of(way), decay_of(way)))
 
 
 def _error(found: Found, cell: Cell) -> str:

@@ -153,6 +153,28 @@ def test_decisions_train_as_an_optimizer_for_each_would(batched, name):
             assert together.raised[task][i] / together.looks == pytest.approx(share), (way, task)
 
 
+def test_soap_for_many_networks_is_soap_for_each(batched):
+    from pytorch_optimizer import SOAP
+    from soap import Soaps
+
+    torch.manual_seed(0)
+    shapes, betas, rate = [torch.Size([4, 4]), torch.Size([4]), torch.Size([3, 3])], (0.8, 0.9), 0.1
+    together = Soaps(shapes, betas, every=3)  # of square matrices: their bases are unique
+    parameters = [[torch.zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2)]
+    alone = [SOAP(own, lr=rate, betas=betas, weight_decay=0.0, precondition_frequency=3) for own in parameters]
+    moved = torch.zeros(2, sum(shape.numel() for shape in shapes), dtype=torch.float64)
+    for _ in range(10):
+        gradient = torch.randn_like(moved)
+        moved += rate * together.changes(gradient)
+        for own, optimizer, row in zip(parameters, alone, gradient, strict=True):
+            sizes = [shape.numel() for shape in shapes]
+            for parameter, part in zip(own, row.split(sizes), strict=True):
+                parameter.grad = part.view_as(parameter).clone()
+            optimizer.step()
+    expected = torch.stack([torch.cat([p.flatten() for p in own]) for own in parameters])
+    torch.testing.assert_close(moved, expected, rtol=2e-5, atol=1e-6)  # their QR is in float32
+
+
 def test_one_loss_in_turn_is_what_the_optimizer_gets(batched):
     from problems import physics
 

@@ -18,20 +18,27 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def promise(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = "promise", "promise_page", "batched", "peers_of_physics", "problems", "problems.physics", "problems.base"
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    ours = "promise", "promise_page", "promise_ways", "batched", "soap", "peers_of_physics", "problems"
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
+        monkeypatch.delitem(sys.modules, name)
     import promise
 
     return promise
 
 
-def test_every_way_trains_with_what_its_name_says(promise):
-    for way in promise.ways():
+@pytest.fixture
+def ways(promise):
+    import promise_ways
+
+    return promise_ways
+
+
+def test_every_way_trains_with_what_its_name_says(ways):
+    for way in ways.ways():
         if way.startswith("sum"):
-            assert promise.weight_of(way) == float(way.split()[-1])
-        elif way not in promise.PEERS:
-            described = str(promise.transforms_of(way, 0.99))
+            assert ways.weight_of(way) == float(way.split(",")[1].split()[-1])
+        elif way not in ways.PEERS:
+            described = str(ways.transforms_of(way, 0.99))
             assert ("Whitening(beta=0.99" in described) == ("whitened" in way or way.startswith("recipe"))
             assert ("pairs=True" in described) == ("by pairs" in way)
             assert ("Momentum(" in described) == ("on momenta" in way or "one loss a step" in way)
@@ -51,7 +58,8 @@ def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch
     """One that is best at 1e-3, one whose error falls up to the last rate that there is, and a sum."""
     path, tried = tmp_path / "runs.jsonl", []
     scores = {}
-    monkeypatch.setattr(promise, "BETAS", (0.9,))
+    monkeypatch.setattr(promise, "memories", lambda *_: (0.9,))
+    monkeypatch.setattr(promise, "DECAYS", ())
     monkeypatch.setattr(promise, "ways", lambda *_: ["UPGrad", "ConFIG", "sum, weight 1"])
 
     def pretend(runs, path, workers, steps, what):
@@ -79,18 +87,35 @@ def test_rates_are_tried_until_the_best_is_inside(promise, tmp_path, monkeypatch
     assert console.export_text().count("(1!)") == 1  # at the edge of what can be tried
 
 
-def test_weights_grow_as_long_as_the_heaviest_is_the_best(promise, tmp_path):
+def test_weights_grow_as_long_as_the_heaviest_is_the_best(promise, ways, tmp_path):
     def tried(**best):
         scores = {f"sum, weight {weight:g}": abs(math.log10(weight / best["weight"])) for weight in best["of"]}
         written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in scores.items()})
         done = promise.finished(tmp_path / "r")
-        new = {run.way for run in promise.tuning(["burgers"], done, ["sum"])}
-        return new - {f"sum, weight {weight:g}" for weight in promise.WEIGHTS}
+        new = {run.way for run in promise.tuning(["burgers"], done, ["sum"]) if ways.kind_of_sum(run.way) == ""}
+        return new - {f"sum, weight {weight:g}" for weight in ways.WEIGHTS}
 
-    assert tried(weight=1000, of=promise.WEIGHTS) == set()
-    assert tried(weight=3000, of=promise.WEIGHTS) == {"sum, weight 10000"}
-    assert tried(weight=9000, of=[*promise.WEIGHTS, 1e4]) == {"sum, weight 10000", "sum, weight 30000"}
-    assert tried(weight=9000, of=[*promise.WEIGHTS, 1e4, 3e4]) == {"sum, weight 10000", "sum, weight 30000"}
+    assert tried(weight=1000, of=ways.WEIGHTS) == set()
+    assert tried(weight=3000, of=ways.WEIGHTS) == {"sum, weight 10000"}
+    assert tried(weight=9000, of=[*ways.WEIGHTS, 1e4]) == {"sum, weight 10000", "sum, weight 30000"}
+    assert tried(weight=9000, of=[*ways.WEIGHTS, 1e4, 3e4]) == {"sum, weight 10000", "sum, weight 30000"}
+
+
+def test_with_soap_weights_grow_by_themselves(promise, ways, tmp_path):
+    """The heaviest with SOAP is the best, whatever Adam's."""
+    scores = {"sum, weight 1": -9.0, "sum, weight 10, SOAP": -1.0, "sum, weight 1000, SOAP": -2.0}
+    written(tmp_path / "r", {(way, 1e-2, 0.95, 100): score for way, score in scores.items()})
+    new = {run.way for run in promise.tuning(["burgers"], promise.finished(tmp_path / "r"), ["SOAP"])}
+    assert new - set(ways.ways("burgers")) == {"sum, weight 10000, SOAP"}
+
+
+def test_the_best_sum_is_tried_with_decays(promise, ways, tmp_path):
+    scores = {"sum, weight 1": 0.0, "sum, weight 10": -2.0, "sum, weight 100, SOAP": -3.0, "UPGrad": -4.0}
+    written(tmp_path / "r", {(way, 1e-2, 0.99, 100): score for way, score in scores.items()})
+    runs = list(promise.tuning(["burgers"], promise.finished(tmp_path / "r"), ["decay"]))
+    assert {run.way for run in runs} == {f"sum, weight 10, decay {decay:g}" for decay in ways.DECAYS}
+    assert {(run.beta, ways.weight_of(run.way)) for run in runs} == {(0.99, 10.0)}
+    assert {ways.decay_of(run.way) for run in runs} == set(ways.DECAYS)
 
 
 def test_some_ways_alone_are_tuned_and_tested(promise, tmp_path):
@@ -102,10 +127,14 @@ def test_some_ways_alone_are_tuned_and_tested(promise, tmp_path):
 
 
 def test_sums_are_tested_with_weight_1_and_with_the_best_one(promise, tmp_path):
-    ways = {"sum, weight 1": 0.0, "sum, weight 10": -2.0, "sum, weight 100": -1.0, "UPGrad": -3.0}
-    written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in ways.items()})
+    """So are those with SOAP; with a decay the best one."""
+    sums = {"sum, weight 1": 0.0, "sum, weight 10": -2.0, "sum, weight 100": -1.0, "UPGrad": -3.0}
+    sums |= {"sum, weight 1, SOAP": 0.0, "sum, weight 10, SOAP": 1.0, "sum, weight 100, SOAP": -1.0}
+    sums |= {"sum, weight 10, decay 0.1": 0.0, "sum, weight 10, decay 0.01": -1.0}
+    written(tmp_path / "r", {(way, 1e-2, 0.9, 100): score for way, score in sums.items()})
     tests = list(promise.testing(["burgers"], promise.finished(tmp_path / "r"), promise.ALL))
-    assert {run.way for run in tests} == ways.keys() - {"sum, weight 100"}
+    left = {"sum, weight 100", "sum, weight 10, SOAP", "sum, weight 10, decay 0.1"}
+    assert {run.way for run in tests} == sums.keys() - left
     assert {run.seed for run in tests} == set(promise.TESTING)
 
 
@@ -117,13 +146,31 @@ def test_what_is_finished_is_not_trained_again(promise, tmp_path):
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [100, 101, 100]
 
 
-@pytest.mark.parametrize("ways", [("ConFIG, whitened", "recipe"), ("sum, weight 1", "sum, weight 30")])
-def test_runs_train_together_and_tell_harm(promise, ways):
-    found = promise.train([promise.Run("helmholtz", way, 1e-2, 0.9, 0) for way in ways], steps=3)
+TOGETHER = [
+    ("ConFIG, whitened", "recipe"),
+    ("sum, weight 1", "sum, weight 30"),
+    ("sum, weight 1", "sum, weight 1, decay 1"),
+    ("sum, weight 1, SOAP", "sum, weight 30, SOAP"),
+    ("ConFIG, SOAP", "gradient norms, SOAP"),
+]
+
+
+@pytest.mark.parametrize("both", TOGETHER, ids=": ".join)
+def test_runs_train_together_and_tell_harm(promise, both):
+    found = promise.train([promise.Run("helmholtz", way, 1e-2, 0.9, 0) for way in both], steps=3)
     assert found[0]["score"] != found[1]["score"]
     for record in found:
         assert -3 < record["score"] < 1
         assert record["raised"].keys() == {"residual", "boundary"}
+
+
+def test_what_trains_with_soap_or_with_a_decay_is_no_plain_run(promise):
+    """From the same start: SOAP, Adam, and Adam with a decay end elsewhere."""
+    ends = ["", ", decay 1", ", SOAP"]
+    scores = [promise.train([promise.Run("heat", "sum, weight 1" + e, 1e-2, 0.95, 0)], 5)[0]["score"] for e in ends]
+    assert len(set(scores)) == 3
+    runs = [promise.Run("heat", way, 1e-2, 0.95, 0) for way in ("UPGrad", "UPGrad, SOAP", "sum, weight 1, SOAP")]
+    assert len(list(promise._kinds(runs))) == 3
 
 
 def test_a_way_in_the_sums_time_has_fewer_steps_the_dearer_it_is(promise):
@@ -142,16 +189,17 @@ def test_peers_train_with_all_losses_or_with_one_by_turns(promise):
         assert record["score"] != other["score"]
 
 
-def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
+def test_the_tables_of_the_page_have_what_was_found(promise, ways, tmp_path):
     """Errors that are known: whitening halves each method's, the recipe has 1.1 times the best sum's, in each seed."""
     from promise_page import publish
 
     path, lines = tmp_path / "runs.jsonl", []
-    for problem, way, beta in itertools.product(promise.PROBLEMS, promise.ways(), promise.BETAS):
-        weight = promise.weight_of(way) if way.startswith("sum") else 10
+    for problem, way, beta in itertools.product(promise.PROBLEMS, ways.ways(), (*ways.BETAS, 0.95)):
+        weight = ways.weight_of(way) if way.startswith("sum") else 10
         score = -2 + 0.1 * abs(math.log10(weight) - 1) + 0.5 * (beta == 0.999)
-        if way.startswith(tuple(promise.METHODS)):
+        if way.startswith(tuple(ways.METHODS)):
             score += 0.3 - math.log10(2) * ("whitened" in way) - math.log10(4) * ("by pairs" in way)
+            score += math.log10(3) * ("on momenta" in way)
         score += math.log10(1.1) * (way.startswith("recipe"))
         for rate, seed in itertools.product(promise.FIRST_RATES, [*promise.TUNING, *promise.TESTING]):
             run = {"problem": problem, "way": way, "rate": rate, "beta": beta, "seed": seed}
@@ -159,13 +207,13 @@ def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
             noise = 0.01 * seed + 0.001 * (-1) ** seed * way.startswith("recipe")
             lines.append(json.dumps({**run, "score": score + (rate != 1e-2) + noise, "raised": raised}))
     path.write_text("\n".join(lines))
-    names = "recipe", "ratios", "methods", "harm", "whitening", "pairs"
+    names = "recipe", "ratios", "methods", "soap", "harm", "whitening", "pairs", "endings"
     page = tmp_path / "physics.md"
     blocks = [*names, *(f"promise {problem}" for problem in promise.PROBLEMS)]
     page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in blocks))
     publish(path, tmp_path)
     text = page.read_text()
-    swept = 3 * 3 * len(promise.WEIGHTS)
+    swept = 3 * 3 * len(ways.WEIGHTS)
     sums = f"| Helmholtz | 0.0442 (3) | 0.0140 (9) | 0.0111 ({swept}) | 10, 0.01, 0.9 |"
     assert f"{sums} 0.0122 (3) | 0.0122 (3) |" in text
     swept, unswept = r"1.10 \(1.10 to 1.10\)", r"0.28 \(0.28 to 0.28\)"
@@ -174,8 +222,11 @@ def test_the_tables_of_the_page_have_what_was_found(promise, tmp_path):
     )
     assert int(ratios[0]) == promise.steps_of("recipe, equal time", "burgers", promise.STEPS)
     assert float(ratios[1]) < 1e-9
-    assert "| sum, weight 1 | 1.26 | 1.26 |" in text
-    assert "| recipe | 1.10 | 1.10 |" in text
+    assert r"| sum, weight 1 | 1.26\* | 1.26\* |" in text
+    assert r"| recipe | 1.10\* | 1.10\* |" in text
+    assert "| sum, weights and rates swept | 1.00 | 1.00 |" in text
+    assert "| ConFIG, whitened | 0.50 | 0.50 | 0.50 |" in text
+    assert "| GradDrop, on momenta | 3.00 | 3.00 | 3.00 |" in text
     (mean,) = (line for line in text.splitlines() if line.startswith("| geometric mean |"))
     assert re.findall(r"\d+\.\d\d", mean) == ["0.50"] * 7
     assert "(rate 0.01, harm 50%)" in text
@@ -198,9 +249,9 @@ def test_a_sum_gives_its_weight_to_what_is_no_residual(promise):
     seen = []
     original = WeightedSums.__init__
 
-    def spy(self, problem, seeds, weights, *rest):
+    def spy(self, problem, seeds, weights, *rest, **more):
         seen.append(weights.tolist())
-        original(self, problem, seeds, weights, *rest)
+        original(self, problem, seeds, weights, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WeightedSums, "__init__", spy)
