@@ -19,15 +19,18 @@ from torch import nn
 from mtopt import (
     IMTLG,
     MGDA,
+    Annealing,
     CAGrad,
     ConFIG,
     ConstantWeights,
     DualProj,
     Every,
     GradDrop,
+    GradientNorms,
     GradNorm,
     GramianTransform,
     Momentum,
+    Monitor,
     MultiLossLayer,
     MultiLossOptimizer,
     PCGrad,
@@ -542,6 +545,76 @@ def test_a_loss_without_a_weight_is_decided_on_at_once():
     optimizer.step(model(2))
     assert every.since.number == 1
     assert "one ordinary backward pass of the weighted sum" in optimizer.explain()
+
+
+IN_ONE = "one ordinary backward pass of the weighted sum"
+SELDOM = {
+    "weights": lambda: GradientNorms(average=0.5, period=3),
+    "norms": lambda: GradientNorms(average=0.5, period=3, of="norms", power=0.5),
+    "annealing": lambda: Annealing(residual="residual", average=0.5, period=3),
+}
+
+
+@pytest.mark.parametrize("at", ["parameters", "all parameters"])
+@pytest.mark.parametrize("make", SELDOM.values(), ids=SELDOM)
+def test_weights_that_do_not_move_need_no_rows(at, make):
+    """Against the same with rows in each step, which a transform behind it needs that changes nothing."""
+    ours, theirs = Problem(), Problem()
+    seldom = MultiLossOptimizer(sgd(ours, 0.01), [make()], at=at)
+    always = MultiLossOptimizer(sgd(theirs, 0.01), [make(), GradDrop(leak=1.0)], at=at)
+    in_one = []
+    for step in range(10):
+        for optimizer, model in ((seldom, ours), (always, theirs)):
+            losses = model(step)
+            if step in (3, 5):  # it is due where it is absent, and later than the others from then on
+                losses["boundary"] = None
+            optimizer.zero_grad()
+            optimizer.step(losses)
+        torch.testing.assert_close(gradient(ours), gradient(theirs))
+        in_one.append(IN_ONE in seldom.explain())
+    assert in_one == [False, True, True, False, False, True, False, True, False, False]
+    state, expected = (optimizer.transforms[0].state_dict() for optimizer in (seldom, always))
+    for name, part in expected.items():
+        assert state[name]["numbers"] == pytest.approx(part["numbers"])
+
+
+@pytest.mark.parametrize("make", [*SELDOM.values(), lambda: Every(ConFIG(), steps=4)], ids=[*SELDOM, "every"])
+def test_a_monitor_sees_what_happens_while_weights_hold(make):
+    """The gradients are those that nobody looks at."""
+    ours, theirs = Problem(), Problem()
+    monitor = Monitor(optimizer := MultiLossOptimizer(sgd(ours, 0.01), [make()], at="parameters"), every=2)
+    alone = MultiLossOptimizer(sgd(theirs, 0.01), [make()], at="parameters")
+    for step in range(8):
+        for each, model in ((optimizer, ours), (alone, theirs)):
+            each.zero_grad()
+            each.step(model(step))
+        torch.testing.assert_close(gradient(ours), gradient(theirs))
+        assert (IN_ONE in optimizer.explain()) == (step % 2 == 1 and IN_ONE in alone.explain())
+    assert [record.step for record in monitor.history if record.cosines] == [0, 2, 4, 6]
+    assert set(monitor.raised) == set(NAMES)
+
+
+def test_one_length_needs_the_rows_of_each_step():
+    ours, theirs = Problem(), Problem()
+    scaled = MultiLossOptimizer(sgd(ours, 0.01), [SELDOM["norms"]()], at="parameters", length="sum")
+    behind = [SELDOM["norms"](), GradDrop(leak=1.0)]
+    always = MultiLossOptimizer(sgd(theirs, 0.01), behind, at="parameters", length="sum")
+    for step in range(4):
+        for each, model in ((scaled, ours), (always, theirs)):
+            each.zero_grad()
+            each.step(model(step))
+        torch.testing.assert_close(gradient(ours), gradient(theirs))
+
+
+def test_weights_of_some_parameters_alone_are_decided_in_each_step():
+    ours, theirs = Problem(), Problem()
+    for model, behind in ((ours, []), (theirs, [GradDrop(leak=1.0)])):
+        transforms = [SELDOM["weights"](), *behind]
+        optimizer = MultiLossOptimizer(sgd(model, 0.01), transforms, at=list(model.trunk[2].parameters()))
+        for step in range(5):
+            optimizer.zero_grad()
+            optimizer.step(model(step))
+    torch.testing.assert_close(gradient(ours), gradient(theirs))
 
 
 def test_every_stands_alone_around_a_method_of_weights():

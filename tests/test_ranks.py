@@ -102,6 +102,8 @@ METHODS = {
         lambda: [Momentum(absent=True), mtopt.ConFIG(), Whitening(beta=0.5, pairs=True)],
         "shared",
     ),
+    "parameters, weights of before": ("parameters", lambda: mtopt.Every(mtopt.UPGrad(), steps=3), "shared"),
+    "all parameters, norms at times": ("all parameters", lambda: mtopt.GradientNorms(period=3), "shared"),
     "plain sum": ("activations", list, "shared"),
 }
 OF_PAPERS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .._graph.loss_graph import gradient_edge
 from .._graph.passes import Row
 from .._graph.rows import rows_below
 from .._graph.supports import Edge
@@ -44,6 +45,30 @@ def averaged(
         before = travelling
     if before is not None:
         yield before.position, before.arrived(len(targets))
+
+
+def mean_of_sums(
+    backward: Backward,
+    starts: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    owners: Sequence[Sequence[int]],
+    edges: Sequence[Edge | None],
+) -> Row:
+    """The mean of the gradients of all losses together, by one pass."""
+    here = [i for i, edge in enumerate(edges) if edge is not None]
+    found = torch.autograd.grad(
+        [gradient_edge(origin) for origin in backward.origins],
+        [gradient_edge(edge) for edge in edges if edge is not None],
+        starts,
+        retain_graph=backward.retain_graph,
+        allow_unused=True,
+    )
+    mine = dict(zip(here, found, strict=True))
+    travelling = _Travelling(
+        backward.ranks, 0, {i: (targets[i], mine.get(i)) for i in range(len(targets)) if owners[i]}
+    )
+    travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
+    return travelling.arrived(len(targets))
 
 
 class _Travelling:

@@ -21,7 +21,7 @@ from .._graph.rows import check_rows_below, rows_below
 from .._graph.sites import in_one_operation
 from .._torch import REENTRANT_CHECKPOINT, variable_of, wrappers_silent
 from .._transform import LossesLike
-from .parameters import accumulate
+from .dot_grad import accumulate
 from .refusals import hides_who_reaches_what
 from .shards import shards_of
 from .taken_rows import numbers_of

@@ -15,9 +15,7 @@ from .._combine.harm import Harm
 from .._graph.passes import Row
 from .._graph.sites import beside_shared
 from .._torch import (
-    call_post_accumulate_hooks,
     has_hooks,
-    is_view,
     storage_of,
     variable_of,
     wrappers_silent,
@@ -25,6 +23,7 @@ from .._torch import (
 from .._transform import Site
 from .averages import check_alike
 from .backward import Backward
+from .dot_grad import accumulate
 from .explanation import Explanation, SiteExplained
 from .fan_out import hidden_layers_refused
 from .inner import MetricAt
@@ -45,8 +44,9 @@ def combine_at_parameters(
     An exclusive parameter that stands in one operation with a shared one (the bias of a layer of which only one loss
     needs the value, and others derivatives) always counts: it is no head.
     """
-    if backward.pipeline.order.every is not None:
-        explanation = combine_weighted(backward, backward.pipeline.order.every, all_count=every)
+    holding = backward.pipeline.holding
+    if holding is not None and chosen is None:
+        explanation = combine_weighted(backward, holding, all_count=every)
         if explanation is not None:
             return explanation
     shards: Sequence[Shard] = ()
@@ -207,26 +207,3 @@ def _count_nonzero(row: Row, sites: Sequence[Site]) -> list[float]:
         counts[here] = torch.stack([numbers_of(part).count_nonzero() for part in parts]).to(counts)
     total: list[float] = sites[0].ranks.sum(counts).tolist()
     return total
-
-
-def accumulate(parameter: Tensor, gradient: Tensor, *, own: bool) -> None:
-    """Add to `.grad` as autograd does: in the parameter's memory layout, and calling the post-accumulate hooks.
-
-    Gradients must be switched off.
-
-    Args:
-        parameter: A leaf.
-        gradient: What is added.
-        own: Whether nothing else has its memory, so that it may become the `.grad`.
-    """
-    if not parameter.requires_grad:
-        return
-    if parameter.grad is not None:
-        parameter.grad.add_(gradient)
-    elif gradient.layout is not torch.strided:
-        parameter.grad = gradient.detach().clone()
-    elif own and gradient.stride() == parameter.stride() and not is_view(gradient):
-        parameter.grad = gradient.detach()
-    else:
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)  # nor does it keep a larger tensor alive
-    call_post_accumulate_hooks(parameter)

@@ -146,8 +146,23 @@ def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses
 
 def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
     """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
+    targets, owners, edges = reached_on_ranks(backward)
+    return RowsOfLosses(
+        targets,
+        owners,
+        [Site(backward.agreed)] * len(targets),
+        averaged(backward, targets, owners, edges),
+        "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
+    )
+
+
+def reached_on_ranks(backward: Backward) -> tuple[list[Tensor], list[list[int]], list[Edge | None]]:
+    """What the losses of any rank reach, after all ranks have agreed: tensors, the losses of each, and its edge here.
+
+    What is no parameter stands last, and has no losses: it differs from rank to rank.
+    """
     edges: list[Edge | None] = [None] * len(backward.parameters)
-    inputs: list[Edge] = []  # these differ from rank to rank
+    inputs: list[Edge] = []
     for leaf in backward.graph.leaves():
         variable = variable_of(leaf)
         if not backward.is_parameter(leaf):
@@ -174,14 +189,7 @@ def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
     _check_shared(backward, targets, owners)
     targets += [variable_of(leaf) for leaf, _ in inputs]
     owners += [[] for _ in inputs]
-    edges = [*(edges[i] for i in reached), *inputs]
-    return RowsOfLosses(
-        targets,
-        owners,
-        [Site(backward.agreed)] * len(targets),
-        averaged(backward, targets, owners, edges),
-        "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
-    )
+    return targets, owners, [*(edges[i] for i in reached), *inputs]
 
 
 def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:

@@ -1,31 +1,37 @@
-"""One ordinary backward pass with weights that an earlier step has chosen. Takes no rows of single losses."""
+"""One backward pass with weights that an earlier step has chosen. Takes no rows of single losses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .._graph.loss_graph import Meeting
 from .._graph.sites import beside_shared
+from .._graph.supports import Edge
 from .._graph.taking import rows_taken
-from .._methods.every import Every
+from .._torch import wrappers_silent
+from .._transform import GramianTransform
+from .averages import mean_of_sums
 from .backward import Backward
+from .dot_grad import accumulate
 from .explanation import NEAR_PLAIN, Explanation
+from .shards import shards_of
+from .taken_rows import reached_on_ranks
 
 WEIGHTED = "one ordinary backward pass of the weighted sum"
 
 
-def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Explanation | None:
+def combine_weighted(backward: Backward, holding: GramianTransform, *, all_count: bool) -> Explanation | None:
     """The weighted sum, where weights hold in this step; else `None`, and nothing was done.
 
     Args:
         backward: The step.
-        every: Which keeps them.
+        holding: Which keeps them.
         all_count: Whether the parameters that one loss alone reaches are weighted, too.
     """
-    weights = every.kept(backward.losses, several_ranks=backward.ranks.size > 1)
-    if weights is None:
+    if not holding.holds(backward.losses, several_ranks=backward.ranks.size > 1):
         return None
     if not backward.can_be_taken_back:
         backward.look_at_all()
@@ -35,18 +41,40 @@ def combine_weighted(backward: Backward, every: Every, *, all_count: bool) -> Ex
         if backward.graph.states is not None:  # losses part again further down
             return None
     meetings = _above_shared(backward) if own else []
-    backward.agree()
+    averages = backward.ranks.size > 1 and not shards_of(backward.parameters)  # which a wrapper may put off (`no_sync`)
+    reached = reached_on_ranks(backward) if averages else None
+    if reached is None:
+        backward.agree()
     starts = backward.starts()
+    of_all = dict(zip(backward.agreed.indices, holding.held(backward.agreed).tolist(), strict=True))
+    weights = [of_all[index] for index in backward.losses.indices]
     for position in {position for meeting in meetings for position in meeting.roots} if own else range(len(starts)):
         starts[position] = starts[position] * weights[position]
     handlers = [(sums.take, sums.finish) for sums in (_Weighted(weights) for _ in meetings)]
     with rows_taken(meetings, handlers):
-        backward.run(starts)
-    every.since.number += 1
+        if reached is None:
+            backward.run(starts)
+        else:
+            _add_means(backward, starts, *reached)
     if backward.known.explained is None or backward.known.of != WEIGHTED:
-        backward.known.explained = backward.explanation(WEIGHTED, f"{every!r}: weights of before hold", NEAR_PLAIN)
+        backward.known.explained = backward.explanation(WEIGHTED, f"{holding!r}: weights of before hold", NEAR_PLAIN)
         backward.known.of = WEIGHTED
     return backward.known.explained
+
+
+def _add_means(
+    backward: Backward,
+    starts: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    owners: Sequence[Sequence[int]],
+    edges: Sequence[Edge | None],
+) -> None:
+    with wrappers_silent(backward.graph.sinks):
+        means = mean_of_sums(backward, starts, targets, owners, edges)
+    with torch.no_grad():
+        for target, mean in zip(targets, means, strict=True):
+            if mean is not None:
+                accumulate(target, mean, own=False)
 
 
 def _above_shared(backward: Backward) -> list[Meeting]:

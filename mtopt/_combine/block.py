@@ -236,7 +236,8 @@ def _sizes(blocks: Collection[Block]) -> Tensor:
                 sizes = widen(row).abs()
                 if sizes.numel() > 0:  # a shard may be empty
                     here[index] = max(float(here[index]), float(sizes.max()))
-                    added[index] += torch.tensor([float(sizes.sum(dtype=torch.float64)), sizes.numel()])
+                    total = float(sizes.sum(dtype=torch.float64))
+                    added[index] += torch.tensor([total, sizes.numel()], dtype=torch.float64)
         mean = 1 / ranks.size if examples else 1  # of the ranks' losses: a row in the gradient of the mean is shorter
         largest = torch.maximum(largest, mean * ranks.largest(here.to(device)).cpu())
         sums += ranks.sum(added.to(device)).cpu() * torch.tensor([mean, 1.0])

@@ -33,6 +33,14 @@ class Order:
         return next((transform for transform in self.gradients if isinstance(transform, Every)), None)
 
     @property
+    def holding(self) -> GramianTransform | None:
+        """What alone decides on the gradients, and so may let its weights hold in a step that does not see them."""
+        if self.histories or len(self.gradients) != 1:
+            return None
+        (transform,) = self.gradients
+        return transform if isinstance(transform, GramianTransform) else None
+
+    @property
     def at_parameters_alone(self) -> str:
         """The name of what works at parameters alone; "" where nothing does."""
         found = (transform for transform in (self.momentum, self.whitening, self.every) if transform is not None)

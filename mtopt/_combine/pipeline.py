@@ -101,6 +101,12 @@ class Pipeline:
         return any(isinstance(transform, GramianTransform) for transform in self.gradient_transforms)
 
     @property
+    def holding(self) -> GramianTransform | None:
+        """Whose weights may hold in this step without a look at the gradients, if no Monitor looks."""
+        looked_at = self.watch is not None and self.watch.due
+        return None if looked_at or self.length.given is not None else self.order.holding
+
+    @property
     def traced(self) -> bool:
         """Whether what a combination made of each row is asked for, by a Whitening behind it."""
         return self.order.whitening is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._checks import check_count, check_share
 from .._transform import GramianTransform, Losses
 from .settings import check_which, indices_of
-from .state import PerLoss
+from .state import Calls, PerLoss
 
 
 class Annealing(GramianTransform):
@@ -51,8 +51,8 @@ class Annealing(GramianTransform):
         self.residual = check_which(residual, "residual")
         self.average = check_share(average, "average")
         self.period = check_count(period, "period")
-        self.averaged = PerLoss(1.0)
-        self.calls = PerLoss(0.0)
+        self.averaged = PerLoss(1.0, on_cpu=True)
+        self.calls = Calls(self.period)
 
     def check(self, losses: Losses) -> None:
         indices_of(self.residual, losses, "residual")
@@ -60,8 +60,7 @@ class Annealing(GramianTransform):
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
         assert losses.sizes is not None
         largest, mean = losses.sizes.to(gramian).unbind(1)
-        before, calls = self.averaged.of(losses).to(gramian), self.calls.of(losses).to(gramian)
-        self.calls.keep(losses, calls + 1)
+        before, calls = self.averaged.of(losses).to(gramian), self.calls.next(losses).to(gramian)
         residual = indices_of(self.residual, losses, "residual")
         own = torch.tensor([index in residual for index in losses.indices])
         if not own.any():
@@ -71,3 +70,10 @@ class Annealing(GramianTransform):
         weights = torch.where(moves, self.average * before + (1 - self.average) * now, before)
         self.averaged.keep(losses, weights)
         return weights
+
+    def holds(self, losses: Losses, *, several_ranks: bool = False) -> bool:
+        return self.calls.none_is_due(losses, several_ranks=several_ranks)
+
+    def held(self, losses: Losses) -> Tensor:
+        self.calls.next(losses)
+        return self.averaged.of(losses)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,23 +44,27 @@ class Every(Around):
         super().__init__(method)
         self.steps = check_count(steps, "steps")
         self.since = Count()
-        self.last = PerLoss()
+        self.last = PerLoss(on_cpu=True)
 
     @property
     def non_conflicting(self) -> bool:  # type: ignore[override]
         return self.method.non_conflicting and self.steps == 1
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
+        if self.holds(losses):
+            return self.held(losses)
         weights = self.method.weights(gramian, losses)
         shares = weights.sum(0) if weights.ndim == 2 else weights
         self.last.keep(losses, shares.to(torch.float64))
         self.since.number = 0
         return weights
 
-    def kept(self, losses: Losses, *, several_ranks: bool = False) -> list[float] | None:
-        """The weights that hold in this step; `None` where the method must decide. Ranks may have different losses, so
-        they decide together unless every loss has a weight."""
+    def holds(self, losses: Losses, *, several_ranks: bool = False) -> bool:
         if self.last.n_losses == 0 or self.since.number >= self.steps - 1:
-            return None
-        needed = self.last.numbers if several_ranks else self.last.of(losses)
-        return None if bool(needed.isnan().any()) else self.last.of(losses).tolist()
+            return False
+        last = self.last.numbers.tolist()
+        return not any(math.isnan(last[i]) for i in (range(len(last)) if several_ranks else losses.indices))
+
+    def held(self, losses: Losses) -> Tensor:
+        self.since.number += 1
+        return self.last.of(losses)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import check_beta, check_count, check_one_of, check_positive, check_share
 from .._transform import GramianTransform, Losses
-from .state import PerLoss
+from .state import Calls, PerLoss
 
 
 class GradientNorms(GramianTransform):
@@ -30,7 +30,8 @@ class GradientNorms(GramianTransform):
         average: Share $\alpha$ of the previous value, in [0, 1], below 1 for norms. jaxpi uses 0.9, and starts at a
             weight of 1.
         period: A weight moves at its loss's first gradient and at every `period`-th one after it, and stays the same in
-            between. jaxpi uses 1000.
+            between. jaxpi uses 1000. Where this is the only transform of the gradients, at parameters, the steps in
+            between take one ordinary backward pass of the weighted sum.
         of: What is averaged: `"weights"`, or `"norms"`, by their squares.
         power: Power, above 0, to which each $\hat\lambda_i$ is raised. Below 1 the gradients keep some of their
             difference in length; above 1 the shorter ones count more.
@@ -58,17 +59,19 @@ class GradientNorms(GramianTransform):
         self.period = check_count(period, "period")
         self.power = check_positive(power, "power")
         if of == "norms":
-            self.squares = PerLoss()
+            self.squares = PerLoss(on_cpu=True)
         else:
-            self.averaged = PerLoss()
-        self.calls = PerLoss(0.0)
+            self.averaged = PerLoss(on_cpu=True)
+        self.calls = Calls(self.period)
 
     def weights(self, gramian: Tensor, losses: Losses) -> Tensor:
-        squares, calls = gramian.diagonal(), self.calls.of(losses).to(gramian)
-        self.calls.keep(losses, calls + 1)
+        squares, calls = gramian.diagonal(), self.calls.next(losses).to(gramian)
         due = calls % self.period == 0
         if self.of == "norms":
-            return self._by_mean_norms(squares, torch.div(calls, self.period, rounding_mode="floor") + 1, due, losses)
+            before = self.squares.of(losses).to(squares).nan_to_num(0.0)
+            moved = torch.where(due, self.average * before + (1 - self.average) * squares, before)
+            self.squares.keep(losses, moved)
+            return self._by_mean_norms(moved, calls)
         before, norms = self.averaged.of(losses).to(gramian), squares.sqrt()
         now = (norms.mean() / norms) ** self.power
         moved = torch.where(before.isnan(), now, self.average * before + (1 - self.average) * now)
@@ -76,9 +79,16 @@ class GradientNorms(GramianTransform):
         self.averaged.keep(losses, weights)
         return weights.nan_to_num(1.0)
 
-    def _by_mean_norms(self, squares: Tensor, moves: Tensor, due: Tensor, losses: Losses) -> Tensor:
-        before = self.squares.of(losses).to(squares).nan_to_num(0.0)
-        moved = torch.where(due, self.average * before + (1 - self.average) * squares, before)
-        self.squares.keep(losses, moved)
-        norms = (moved / (1 - self.average**moves)).sqrt()
+    def _by_mean_norms(self, squares: Tensor, calls: Tensor) -> Tensor:
+        moves = torch.div(calls, self.period, rounding_mode="floor") + 1
+        norms = (squares / (1 - self.average**moves)).sqrt()
         return torch.where(norms > 0, (norms.mean() / norms) ** self.power, 1.0)
+
+    def holds(self, losses: Losses, *, several_ranks: bool = False) -> bool:
+        return self.calls.none_is_due(losses, several_ranks=several_ranks)
+
+    def held(self, losses: Losses) -> Tensor:
+        calls = self.calls.next(losses)
+        if self.of == "norms":
+            return self._by_mean_norms(self.squares.of(losses).nan_to_num(0.0), calls)
+        return self.averaged.of(losses).nan_to_num(1.0)

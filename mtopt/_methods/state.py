@@ -18,10 +18,12 @@ class PerLoss:
 
     Args:
         start: The first value of each; NaN is "none yet".
+        on_cpu: Whether they stay on the CPU, where Gramians are; else they are where the losses are.
     """
 
-    def __init__(self, start: float = math.nan) -> None:
+    def __init__(self, start: float = math.nan, *, on_cpu: bool = False) -> None:
         self.start = start
+        self.on_cpu = on_cpu
         self.numbers = torch.empty(0, dtype=torch.float64, device="cpu")
 
     @property
@@ -30,12 +32,13 @@ class PerLoss:
         return len(self.numbers)
 
     def of(self, losses: Losses) -> Tensor:
-        """The numbers of the losses present, shape `(T,)`, float64, on the device of their values.
+        """The numbers of the losses present, shape `(T,)`, float64, on the device of their values or on the CPU.
 
         Raises:
             ValueError: If there were more or fewer losses before.
         """
-        return self._on_device(losses)[list(losses.indices)]
+        numbers = self._on_device(losses)
+        return numbers.clone() if len(losses) == len(numbers) else numbers[list(losses.indices)]
 
     def keep(self, losses: Losses, numbers: Tensor) -> None:
         """Replace the numbers of the losses present."""
@@ -43,9 +46,10 @@ class PerLoss:
 
     def _on_device(self, losses: Losses) -> Tensor:
         if self.n_losses == 0:
-            self.numbers = torch.full((losses.n_losses,), self.start, dtype=torch.float64)
+            self.numbers = torch.full((losses.n_losses,), self.start, dtype=torch.float64, device="cpu")
         check_as_many(losses, self.n_losses)
-        self.numbers = self.numbers.to(losses.device)
+        if not self.on_cpu:
+            self.numbers = self.numbers.to(losses.device)
         return self.numbers
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,6 +59,31 @@ class PerLoss:
         self.numbers = _tensor(state_dict["numbers"])
         if self.numbers.ndim != 1:
             raise ValueError(f"`numbers` must be a list of numbers, but it has shape {tuple(self.numbers.shape)}")
+
+
+class Calls(PerLoss):
+    """How often each loss was there, for a method that moves its number every k-th time, from the first on.
+
+    Args:
+        period: k.
+    """
+
+    def __init__(self, period: int) -> None:
+        super().__init__(0.0, on_cpu=True)
+        self.period = period
+
+    def next(self, losses: Losses) -> Tensor:
+        """How often before; counts this time."""
+        before = self.of(losses)
+        self.keep(losses, before + 1)
+        return before
+
+    def none_is_due(self, losses: Losses, *, several_ranks: bool) -> bool:
+        """Whether no number moves now; on several ranks, none of any loss, as each may have others."""
+        if self.period == 1 or self.n_losses == 0:
+            return False
+        before = self.numbers.tolist()
+        return all(before[i] % self.period for i in (range(len(before)) if several_ranks else losses.indices))
 
 
 class Count:
