@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from evidence.page import EQUAL_STEPS, publish, read
 from evidence.runs import Job, workers
 from evidence.study import STEPS, TIME, Study
 from evidence.table import show
+from evidence.variants import FAMILIES
 from evidence.words import SINUSOIDS
 from mtopt._comparison.progress import progress_bar
 
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--equal", choices=(TIME, STEPS), default=TIME, help="what all methods have as much of")
     parser.add_argument(
         "--problems", nargs="+", choices=NAMES, help="all; with --equal steps those that are not of physics"
+    )
+    parser.add_argument(
+        "--beside", nargs="*", choices=FAMILIES, default=FAMILIES, help="with --equal steps: beside the methods"
     )
     parser.add_argument("--methods", nargs="+", default=[], help="these alone, beside the plain sum; all, if not given")
     parser.add_argument("--seeds", type=int, default=0, help="of the tested runs; 0: 5, or 10 where runs differ more")
@@ -97,7 +102,7 @@ def _measure_peers(results: Path, args: argparse.Namespace) -> None:
 
 
 def _study(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    study = Study(name, tuple(args.methods), args.seeds, args.folder, args.equal)
+    study = Study(name, tuple(args.methods), args.seeds, args.folder, args.equal, tuple(args.beside))
     done = 0
     with workers(args.workers) as pool, progress_bar(study.n_jobs(), shown=True) as report:
 
@@ -119,5 +124,5 @@ def _sinusoids(quick: bool) -> dict[str, Any]:
 def _header(settings: dict[str, Any]) -> dict[str, Any]:
     """When, on what and with what."""
     known = as_json(Results(), settings, complete=True)
-    command = " ".join(["python", "benchmarks/evidence", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/evidence", *sys.argv[1:]])
     return {**{key: known[key] for key in ("date", "machine", "versions", "settings")}, "command": command}

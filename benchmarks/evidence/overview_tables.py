@@ -52,17 +52,17 @@ def behind_table(problems: Results) -> str:
 
 
 def partner_table(problems: Results, family: str) -> str:
-    """The difference of each method of a family to its partner, and a word."""
+    """The difference of each method of a family to its partner, and a word; of the problems that have the family."""
     cells = {
         pair: f"{test.difference.mean:+.4f} {_verdict(pair, test, problems)}"
         for pair, test in with_partners(problems, family).items()
     }
-    methods = dict.fromkeys(method for _, method in cells)
+    names, methods = (list(dict.fromkeys(part)) for part in (zip(*cells, strict=True) if cells else ((), ())))
     rows = (
-        (_linked(method.removesuffix(f", {family}")), *(cells.get((name, method), "") for name in problems))
+        (_linked(method.removesuffix(f", {family}")), *(cells.get((name, method), "") for name in names))
         for method in methods
     )
-    return table(("", *(TITLES[name] for name in problems)), rows)
+    return table(("", *(TITLES[name] for name in names)), rows)
 
 
 def _verdict(pair: Pair, test: Paired, problems: Results) -> str:

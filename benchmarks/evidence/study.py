@@ -22,7 +22,7 @@ from .methods import AGAIN, PLAIN, TRIALS, Setting, at_edge, methods_of, setting
 from .runs import TUNING_SEED, Finished, Job, best, steps_in_time
 from .summary import by_family, by_task
 from .training import Record
-from .variants import methods_and_variants
+from .variants import FAMILIES, methods_and_variants
 
 QUICK_TRIALS, QUICK_REPEATS, REPEATS = 2, 3, 31
 REPEATS_IN_STEPS = 11  # the costs decide nothing there
@@ -41,6 +41,7 @@ class Study:
         seeds: How many; the problem's own number, if 0.
         folder: Where finished runs are kept.
         equal: What all methods have as much of: time or steps.
+        beside: The families that stand beside the methods in equal steps.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Study:
     seeds: int
     folder: Path
     equal: str = TIME
+    beside: tuple[str, ...] = FAMILIES
 
     def __post_init__(self) -> None:
         self.problem: Problem = problem(self.name)
@@ -56,7 +58,7 @@ class Study:
         self.repeats = QUICK_REPEATS if self.quick else REPEATS_IN_STEPS if self.in_steps else REPEATS
         self.methods = (methods_and_variants if self.in_steps else methods_of)(self.problem)
         self.n_seeds = self.seeds or self.problem.seeds
-        # Neither the methods nor the number of seeds: a study may grow.
+        # Neither the methods, nor what stands beside them, nor the number of seeds: a study may grow.
         self.finished = Finished(self.folder, self.name, self.described())
 
     @property
@@ -85,7 +87,7 @@ class Study:
         """Do what is not done yet; everything that is known, JSON-able."""
         found = self.finished.once("costs", self._costs)
         costs, refused = found["costs"], found["refused"]
-        names = [name for name in self.methods if name in costs and self._wanted(name)]
+        names = [name for name in self._names() if name in costs]
         steps = {name: self._steps(costs[name]["ratio"]) for name in names}
 
         tuning = {name: self._tuning(name, steps[name]) for name in names}
@@ -121,7 +123,7 @@ class Study:
 
     def n_jobs(self) -> int:
         """How many runs there will be, at most."""
-        wanted = [method for name, method in self.methods.items() if self._wanted(name)]
+        wanted = [self.methods[name] for name in self._names()]
         tuned = [method for method in wanted if method.setting_of is None]
         peer = 3 * len([pair for pair in peers.PAIRS if self._wanted(pair)]) * self.n_seeds
         return len(tuned) * self.trials + len(wanted) * self.n_seeds + (peer if self._has_peers else 0)
@@ -132,6 +134,10 @@ class Study:
 
     def _steps(self, ratio: float) -> int:
         return self.problem.steps if self.in_steps else steps_in_time(self.problem.steps, ratio)
+
+    def _names(self) -> list[str]:
+        families = ("", *self.beside)
+        return [name for name, method in self.methods.items() if method.family in families and self._wanted(name)]
 
     def _wanted(self, name: str) -> bool:
         return not self.only or name == PLAIN or name in self.only

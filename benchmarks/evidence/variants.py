@@ -11,7 +11,7 @@ from mtopt import GradDrop, LossWeighting, Transform, Whitening
 
 from .methods import OTHERS, PLAIN, Method, methods_of
 
-ONE_LENGTH, WHITENED = "one length", "whitened"
+FAMILIES = ONE_LENGTH, WHITENED = "one length", "whitened"
 TO_WHITEN: dict[str, Callable[[int], Transform]] = {
     "GradDrop": lambda seed: GradDrop(seed=seed),
     **{name: OTHERS[name] for name in ("AlignedMTL", "ConFIG", "IMTLG", "PCGrad", "UPGrad")},
@@ -26,9 +26,7 @@ def methods_and_variants(problem: Problem) -> dict[str, Method]:
 def at_one_length(problem: Problem) -> dict[str, Method]:
     """As long as the plain sum, with its setting: what needs gradients, not weights of the losses alone."""
     return {
-        f"{name}, {ONE_LENGTH}": replace(
-            method, lr_factor=1.0, length="sum", setting_of=PLAIN, family=ONE_LENGTH, partner=name
-        )
+        f"{name}, {ONE_LENGTH}": replace(method, length="sum", setting_of=PLAIN, family=ONE_LENGTH, partner=name)
         for name, method in methods_of(problem).items()
         if any(not isinstance(transform, LossWeighting) for transform in method.make(0))
     }
