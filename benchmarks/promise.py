@@ -97,7 +97,8 @@ def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
     problem = (PROBLEMS | OTHERS)[runs[0].problem]()
-    networks, shares = trained(runs, problem, steps_of(runs[0].way, runs[0].problem, steps))
+    steps = steps_of(runs[0].way, runs[0].problem, steps)
+    networks, shares = trained(runs, problem, steps)
     records = []
     for i, (run, share) in enumerate(zip(runs, shares, strict=True)):
         with torch.no_grad():
@@ -105,7 +106,7 @@ def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
             score = problem.metrics(networks.model(i), split)["solution"]
         raised = {name: round(float(of_loss), 3) for name, of_loss in share.items()}
         score = round(score, 4) if math.isfinite(score) else 2.0  # as good as no solution
-        records.append({**asdict(run), "score": score, "raised": raised})
+        records.append({**asdict(run), "steps": steps, "score": score, "raised": raised})
     return records
 
 
@@ -175,8 +176,8 @@ def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
     """Those that can be trained together: of one problem, sums apart, peers apart, with as many steps of one kind."""
     kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        of_steps = run.way.endswith(EQUAL_TIME), run.way.endswith(SOAP)
-        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, *of_steps].append(run)
+        steps = steps_of(run.way, run.problem, STEPS)
+        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), steps].append(run)
     return kinds.values()
 
 
@@ -266,15 +267,16 @@ def tables(path: Path, console: Console) -> None:
     """The errors at each memory, and each way at its best one."""
     done = finished(path)
     rates = best_rates(done)
+    betas = (*BETAS, SOAP_BETAS[1])
     for problem in dict.fromkeys(run.problem for run in done):
         shown = Table(
             title=f"{problem}: relative L2 error, geometric mean of {len(TESTING)} seeds (rate); share of harm"
         )
-        for column in ("way", *(f"beta2 = {beta:g}" for beta in BETAS)):
+        for column in ("way", *(f"beta2 = {beta:g}" for beta in betas)):
             shown.add_column(column)
         for way in ways(problem):
             cells = []
-            for beta in BETAS:
+            for beta in betas:
                 rate = rates.get((problem, way, beta))
                 key = (problem, way, rate, beta)
                 records = [r for run, r in done.items() if (run.problem, run.way, run.rate, run.beta) == key]
@@ -316,8 +318,14 @@ def main() -> None:
 def _run(args: argparse.Namespace, output: Path) -> None:
     if args.quick:
         both = TUNING[0], TESTING[0]
-        some = [Run(problem, way, 1e-2, 0.9, seed) for problem in args.problems for way in ways() for seed in both]
-        do(some, output, args.workers, 20, "a trial")
+        some = [cell for cell in cells(args.problems) if any(part in cell[1] for part in args.ways)]
+        do(
+            [Run(p, way, 1e-2, beta, seed) for p, way, beta in some for seed in both],
+            output,
+            args.workers,
+            20,
+            "a trial",
+        )
     elif not args.tables:
         tune(args.problems, output, args.workers, args.ways)
         do(list(testing(args.problems, finished(output), args.ways)), output, args.workers, STEPS, "testing")

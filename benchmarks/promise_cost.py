@@ -19,7 +19,7 @@ from cells import Sample
 from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
-from promise_ways import OTHERS, PROBLEMS, RECIPES
+from promise_ways import METHODS, NORMS, ON_MOMENTA, OTHERS, PROBLEMS, SELDOM, WHITENED, first_beta, transforms_of
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +47,7 @@ ON_PHYSICS: dict[str, Transforms] = {
     **{f"ConFIG every {k} steps": partial(every, k) for k in (1, 5, 10, 50)},
 }
 ONE_LOSS = "ConFIG on momenta, one loss a step"
+TIMED = ("recipe", NORMS, SELDOM, *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)))
 
 
 def on_mlp(transforms: Transforms | None, metric: str | None = None) -> Callable[[], Sample]:
@@ -122,15 +123,15 @@ def _wrapped(
 
 
 def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
-    """Steps of a problem of promise.py, as it is trained there: the plain sum, and what is run for as long as it."""
+    """Steps of a problem of promise.py, as it is trained there: the plain sum, and ways that take longer."""
     problem = (PROBLEMS | OTHERS)[name]()
     batch = next(problem.batches(0))
 
-    def cell(transforms: Transforms | None) -> Callable[[], Sample]:
+    def cell(way: str) -> Callable[[], Sample]:
         torch.manual_seed(0)
         model = problem.make_model()
-        inner = torch.optim.Adam(model.parameters(), betas=(0.9, 0.9))
-        optimizer = None if transforms is None else _wrapped(inner, transforms(), None)
+        inner = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
+        optimizer = None if way == PLAIN else _wrapped(inner, transforms_of(way, 0.9), None)
 
         def step() -> Sample:
             start = perf_counter()
@@ -145,7 +146,7 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
 
         return several(step, TIMES)
 
-    return {PLAIN: cell(None), "recipe": cell(partial(RECIPES["recipe"], 0.9))}
+    return {way: cell(way) for way in (PLAIN, *TIMED)}
 
 
 def kept(transforms: Transforms, n_losses: int) -> float:

@@ -11,7 +11,6 @@ from statistics import fmean
 from blocks_of_a_page import fill
 from markdown_tables import table
 from promise import (
-    STEPS,
     TESTING,
     Cell,
     Done,
@@ -19,7 +18,6 @@ from promise import (
     best_rates,
     finished,
     scores_by_rate,
-    steps_of,
 )
 from promise_ways import (
     AS_PEOPLE_RUN_IT,
@@ -91,6 +89,12 @@ class Found:
         rate = self.rates[cell]
         return [float(self.done[Run(problem, way, rate, beta, seed)]["score"]) for seed in TESTING]
 
+    def steps(self, cell: Cell) -> int:
+        """How many each of its tested trainings took."""
+        problem, way, beta = cell
+        (steps,) = {int(self.done[Run(problem, way, self.rates[cell], beta, seed)]["steps"]) for seed in TESTING}
+        return steps
+
     def error(self, cell: Cell) -> float:
         """The geometric mean over the seeds."""
         return float(10 ** fmean(self.scores(cell)))
@@ -154,8 +158,8 @@ def ratios_table(found: Found) -> str:
         in_steps, in_time = (found.scores((problem, "recipe" + ending, SHORT)) for ending in ("", EQUAL_TIME))
         missed.append(_p(in_time, swept, 1.2, "greater"))
         reached.append(_p(in_time, unswept, 0.5, "less"))
-        steps = str(steps_of("recipe" + EQUAL_TIME, problem, STEPS))
-        rows.append([NAMES[problem], *(interval(in_steps, other) for other in (swept, unswept)), steps])
+        steps = found.steps((problem, "recipe" + EQUAL_TIME, SHORT))
+        rows.append([NAMES[problem], *(interval(in_steps, other) for other in (swept, unswept)), str(steps)])
         rows[-1] += [interval(in_time, swept), "", interval(in_time, unswept), ""]
     for row, *ps in zip(rows, holm(missed), holm(reached), strict=True):
         row[5], row[7] = (f"{p:.2g}" for p in ps)

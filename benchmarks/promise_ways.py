@@ -49,7 +49,7 @@ AT_EACH_MEMORY = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "GradDrop")  # on t
 SUM, WHITENED, PAIRS = "sum", ", whitened", " by pairs"
 ON_MOMENTA, IN_TURN, EQUAL_TIME, SOAP, DECAY = ", on momenta", ", one loss a step", ", equal time", ", SOAP", ", decay"
 BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
-NORMS = "gradient norms"
+NORMS, SELDOM = "gradient norms", "gradient norms, every 10 steps"
 WITH_SOAP = (NORMS, "ConFIG", "UPGrad", "GradDrop")
 AS_PEOPLE_RUN_IT = (f"{SUM}, weight 1", 0.999)
 
@@ -72,7 +72,7 @@ def ways(problem: str = "") -> list[str]:
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
     with_soap = [*(sum_of(weight) + SOAP for weight in SOAP_WEIGHTS), *(name + SOAP for name in WITH_SOAP)]
     recipes = ["recipe", "recipe" + EQUAL_TIME]
-    some = [*sums, NORMS, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
+    some = [*sums, NORMS, SELDOM, SELDOM + EQUAL_TIME, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
     return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
 
 
@@ -131,6 +131,8 @@ def transforms_of(way: str, beta: float) -> list[mtopt.Transform]:
         return RECIPES[way](beta)
     if way == NORMS:
         return [mtopt.GradientNorms(average=0.99, of="norms")]
+    if way == SELDOM:
+        return [mtopt.GradientNorms(average=0.9, period=10, of="norms")]  # as long a memory
     method = METHODS[way.split(",")[0]]()
     if way.endswith((ON_MOMENTA, IN_TURN)):
         return [mtopt.Momentum(absent=way.endswith(IN_TURN)), method]

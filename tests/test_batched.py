@@ -99,6 +99,7 @@ def test_weighted_sums_train_as_an_optimizer_for_each_would(batched):
 
 
 DECIDED = {  # β₁, transforms, one loss in turn
+    "seldom": (0.9, lambda: [mtopt.GradientNorms(average=0.9, period=10, of="norms")], False),
     "weights": (0.9, lambda: [mtopt.GradientNorms(average=0.99, of="norms")], False),
     "a Gramian": (0.9, lambda: [mtopt.UPGrad()], False),
     "another": (0.9, lambda: [mtopt.AlignedMTL()], False),

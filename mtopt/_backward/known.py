@@ -46,6 +46,7 @@ class Known:
     Attributes:
         shared: How many parameters several losses reach.
         exclusive: How many one alone reaches.
+        heads: Whether one of these stands beside no shared one; `None` as long as nobody has asked.
         looks: How often the whole graph was looked at.
         since: Backwards since the last look.
         plain: Whether the graph can be walked from the top, and what a backward pass changes can be taken back: in the
@@ -60,6 +61,7 @@ class Known:
 
     shared: int = 0
     exclusive: int = 0
+    heads: bool | None = None
     looks: int = 0
     since: int = 0
     plain: bool = False
@@ -95,7 +97,7 @@ class Known:
         self.shared, self.exclusive = sum(shared), len(shared) - sum(shared)
         self.looks += 1
         self.since = 0
-        self.top = self.rows = self.explained = None
+        self.top = self.rows = self.explained = self.heads = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "top": None, "rows": None}  # types of nodes cannot be pickled

@@ -35,7 +35,7 @@ def combine_weighted(backward: Backward, holding: GramianTransform, *, all_count
         return None
     if not backward.can_be_taken_back:
         backward.look_at_all()
-    own = not all_count and backward.known.exclusive > 0
+    own = not all_count and _has_heads(backward)
     if own:
         backward.look_at_all()
         if backward.graph.states is not None:  # losses part again further down
@@ -75,6 +75,16 @@ def _add_means(
         for target, mean in zip(targets, means, strict=True):
             if mean is not None:
                 accumulate(target, mean, own=False)
+
+
+def _has_heads(backward: Backward) -> bool:
+    """Whether one loss alone reaches a parameter that does not count: there it has its own gradient."""
+    known = backward.known
+    if known.exclusive > 0 and known.heads is None:
+        backward.look_at_all()
+        beside = beside_shared(backward.graph, backward.is_parameter)
+        known.heads = any(not backward.graph.shared(leaf) and leaf not in beside for leaf in backward.graph.leaves())
+    return known.exclusive > 0 and bool(known.heads)
 
 
 def _above_shared(backward: Backward) -> list[Meeting]:
