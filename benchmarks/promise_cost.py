@@ -14,12 +14,25 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import pytorch_optimizer
 import torch
 from cells import Sample
 from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
-from promise_ways import METHODS, NORMS, ON_MOMENTA, OTHERS, PROBLEMS, SELDOM, WHITENED, first_beta, transforms_of
+from promise_ways import (
+    METHODS,
+    NORMS,
+    ON_MOMENTA,
+    OTHERS,
+    PROBLEMS,
+    SELDOM,
+    SOAP,
+    SOAP_BETAS,
+    WHITENED,
+    first_beta,
+    transforms_of,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +60,14 @@ ON_PHYSICS: dict[str, Transforms] = {
     **{f"ConFIG every {k} steps": partial(every, k) for k in (1, 5, 10, 50)},
 }
 ONE_LOSS = "ConFIG on momenta, one loss a step"
-TIMED = ("recipe", NORMS, SELDOM, *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)))
+WITH_SOAP = "sum" + SOAP
+TIMED = (
+    WITH_SOAP,
+    "recipe",
+    NORMS,
+    SELDOM,
+    *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)),
+)
 
 
 def on_mlp(transforms: Transforms | None, metric: str | None = None) -> Callable[[], Sample]:
@@ -130,8 +150,10 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
     def cell(way: str) -> Callable[[], Sample]:
         torch.manual_seed(0)
         model = problem.make_model()
-        inner = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
-        optimizer = None if way == PLAIN else _wrapped(inner, transforms_of(way, 0.9), None)
+        inner: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
+        if way == WITH_SOAP:
+            inner = pytorch_optimizer.SOAP(model.parameters(), betas=SOAP_BETAS, weight_decay=0.0)
+        optimizer = None if way in (PLAIN, WITH_SOAP) else _wrapped(inner, transforms_of(way, 0.9), None)
 
         def step() -> Sample:
             start = perf_counter()

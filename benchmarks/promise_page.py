@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from statistics import fmean
 from blocks_of_a_page import fill
 from markdown_tables import table
 from promise import (
+    COSTS,
     TESTING,
     Cell,
     Done,
@@ -33,6 +35,7 @@ from promise_ways import (
     ON_MOMENTA,
     PAIRS,
     PROBLEMS,
+    SELDOM,
     SOAP,
     SOAP_BETAS,
     SOAP_WEIGHTS,
@@ -117,7 +120,8 @@ class Found:
 
 def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
-    blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found)}
+    blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found, "recipe")}
+    blocks |= {"seldom": ratios_table(found, SELDOM), "times": times_table()}
     blocks |= {"methods": methods_table(found), "soap": soap_table(found), "harm": harm_table(found)}
     blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
     blocks |= {"endings": endings_table(found)}
@@ -147,19 +151,21 @@ def recipe_table(found: Found) -> str:
     return table([*head, "recipe, equal steps", "recipe, equal time"], rows)
 
 
-def ratios_table(found: Found) -> str:
-    """The recipe over the sums, in as many steps and in as much time; p of the latter, corrected for the problems."""
+def ratios_table(found: Found, way: str) -> str:
+    """A way over the sums, in as many steps and in as much time; p of the latter, corrected for the problems."""
     head = ["", "equal steps, / all swept", "/ weights 1, β₂ 0.999", "steps in equal time", "equal time, / all swept"]
     rows, missed, reached = [], [], []
     for problem in found.problems():
-        swept, unswept = (
-            found.scores(cell) for cell in (_some(found.best(problem, _sums())), (problem, *AS_PEOPLE_RUN_IT))
-        )
-        in_steps, in_time = (found.scores((problem, "recipe" + ending, SHORT)) for ending in ("", EQUAL_TIME))
+        both = [(problem, way + ending, SHORT) for ending in ("", EQUAL_TIME)]
+        if not all(map(found.tested, both)):
+            continue
+        swept = found.scores(_some(found.best(problem, _sums())))
+        unswept = found.scores((problem, *AS_PEOPLE_RUN_IT))
+        in_steps, in_time = map(found.scores, both)
         missed.append(_p(in_time, swept, 1.2, "greater"))
         reached.append(_p(in_time, unswept, 0.5, "less"))
-        steps = found.steps((problem, "recipe" + EQUAL_TIME, SHORT))
-        rows.append([NAMES[problem], *(interval(in_steps, other) for other in (swept, unswept)), str(steps)])
+        steps = str(found.steps(both[1]))
+        rows.append([NAMES[problem], *(interval(in_steps, other) for other in (swept, unswept)), steps])
         rows[-1] += [interval(in_time, swept), "", interval(in_time, unswept), ""]
     for row, *ps in zip(rows, holm(missed), holm(reached), strict=True):
         row[5], row[7] = (f"{p:.2g}" for p in ps)
@@ -212,6 +218,15 @@ def _over_swept(found: Found, rows: Mapping[str, Mapping[str, Cell]]) -> str:
     return table(["", *(NAMES[problem] for problem in problems)], (line for line in lines if any(line[1:])))
 
 
+def times_table() -> str:
+    """The time of a step over that of the plain sum's, of each way, as it was measured."""
+    measured = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
+    problems = [problem for problem in NAMES if problem in measured]
+    ways_there = [way for way in next(iter(measured.values())) if way != "plain sum"]
+    rows = [[way, *(f"{measured[problem][way]:.2f}" for problem in problems)] for way in ways_there]
+    return table(["", *(NAMES[problem] for problem in problems)], rows)
+
+
 def _differences(ours: Sequence[float], others: Sequence[float]) -> list[float]:
     return [one - other for one, other in zip(ours, others, strict=True)]
 
@@ -227,7 +242,7 @@ def _some(cell: Cell | None) -> Cell:
 
 
 def _of_methods() -> list[str]:
-    return [NORMS, *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA))]
+    return [NORMS, SELDOM, *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA))]
 
 
 def _rest() -> list[str]:
