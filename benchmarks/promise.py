@@ -28,6 +28,7 @@ from promise_ways import (
     DECAY,
     DECAYS,
     EQUAL_TIME,
+    GROUPED,
     IN_TURN,
     OTHERS,
     PROBLEMS,
@@ -39,6 +40,7 @@ from promise_ways import (
     heavier_than,
     kind_of_sum,
     memories,
+    problem_of,
     sum_of,
     transforms_of,
     ways,
@@ -96,7 +98,7 @@ def steps_of(way: str, problem: str, steps: int) -> int:
 def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """The errors of runs on one problem, as log10 of the relative L2 error on held-out points, and shares of harm."""
     torch.set_num_threads(1)
-    problem = (PROBLEMS | OTHERS)[runs[0].problem]()
+    problem = problem_of(runs[0].problem, runs[0].way)
     steps = steps_of(runs[0].way, runs[0].problem, steps)
     networks, shares = trained(runs, problem, steps)
     records = []
@@ -173,11 +175,12 @@ def do(runs: Sequence[Run], path: Path, workers: int, steps: int, what: str) -> 
 
 
 def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
-    """Those that can be trained together: of one problem, sums apart, peers apart, with as many steps of one kind."""
+    """Those that can be trained together: of one problem and its losses, with as many steps, sums and peers apart."""
     kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         steps = steps_of(run.way, run.problem, STEPS)
-        kinds[run.problem, run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), steps].append(run)
+        apart = run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), GROUPED in run.way
+        kinds[run.problem, steps, *apart].append(run)
     return kinds.values()
 
 

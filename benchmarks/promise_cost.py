@@ -21,6 +21,7 @@ from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
 from promise_ways import (
+    GROUPED,
     METHODS,
     NORMS,
     ON_MOMENTA,
@@ -31,6 +32,7 @@ from promise_ways import (
     SOAP_BETAS,
     WHITENED,
     first_beta,
+    problem_of,
     transforms_of,
 )
 from rich.console import Console
@@ -66,6 +68,8 @@ TIMED = (
     "recipe",
     NORMS,
     SELDOM,
+    "recipe" + GROUPED,
+    SELDOM + GROUPED,
     *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)),
 )
 
@@ -144,10 +148,10 @@ def _wrapped(
 
 def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
     """Steps of a problem of promise.py, as it is trained there: the plain sum, and ways that take longer."""
-    problem = (PROBLEMS | OTHERS)[name]()
-    batch = next(problem.batches(0))
 
     def cell(way: str) -> Callable[[], Sample]:
+        problem = problem_of(name, way)
+        batch = next(problem.batches(0))
         torch.manual_seed(0)
         model = problem.make_model()
         inner: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
@@ -168,7 +172,8 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
 
         return several(step, TIMES)
 
-    return {way: cell(way) for way in (PLAIN, *TIMED)}
+    several_others = len((PROBLEMS | OTHERS)[name].tasks) > 2
+    return {way: cell(way) for way in (PLAIN, *TIMED) if several_others or GROUPED not in way}
 
 
 def kept(transforms: Transforms, n_losses: int) -> float:

@@ -28,11 +28,13 @@ from promise_ways import (
     DECAY,
     DECAYS,
     EQUAL_TIME,
+    GROUPED,
     IN_TURN,
     METHODS,
     MORE_WEIGHTS,
     NORMS,
     ON_MOMENTA,
+    OTHERS,
     PAIRS,
     PROBLEMS,
     SELDOM,
@@ -121,7 +123,9 @@ class Found:
 def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
     blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found, "recipe")}
-    blocks |= {"seldom": ratios_table(found, SELDOM), "times": times_table()}
+    blocks |= {"summary": summary_table(found), "seldom": ratios_table(found, SELDOM), "times": times_table()}
+    blocks |= {"grouped": ratios_table(found, "recipe" + GROUPED)}
+    blocks |= {"seldom, grouped": ratios_table(found, SELDOM + GROUPED)}
     blocks |= {"methods": methods_table(found), "soap": soap_table(found), "harm": harm_table(found)}
     blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
     blocks |= {"endings": endings_table(found)}
@@ -156,11 +160,10 @@ def ratios_table(found: Found, way: str) -> str:
     head = ["", "equal steps, / all swept", "/ weights 1, β₂ 0.999", "steps in equal time", "equal time, / all swept"]
     rows, missed, reached = [], [], []
     for problem in found.problems():
-        both = [(problem, way + ending, SHORT) for ending in ("", EQUAL_TIME)]
+        both = [_as_grouped(problem, way + ending) for ending in ("", EQUAL_TIME)]
         if not all(map(found.tested, both)):
             continue
-        swept = found.scores(_some(found.best(problem, _sums())))
-        unswept = found.scores((problem, *AS_PEOPLE_RUN_IT))
+        swept, unswept = (found.scores(cell) for cell in _swept_and_unswept(found, problem))
         in_steps, in_time = map(found.scores, both)
         missed.append(_p(in_time, swept, 1.2, "greater"))
         reached.append(_p(in_time, unswept, 0.5, "less"))
@@ -170,6 +173,42 @@ def ratios_table(found: Found, way: str) -> str:
     for row, *ps in zip(rows, holm(missed), holm(reached), strict=True):
         row[5], row[7] = (f"{p:.2g}" for p in ps)
     return table([*head, "p > 1.2", "/ weights 1, β₂ 0.999", "p < 0.5"], rows)
+
+
+def summary_table(found: Found) -> str:
+    """On how many of the problems that nothing was chosen on a way is near the swept sum, or far below the unswept."""
+    head = ["", "settings", "equal steps: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
+    head += ["equal time: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
+    rows = []
+    for way in (UNSWEPT, SELDOM, SELDOM + GROUPED, "recipe", "recipe" + GROUPED):
+        row: list[str] = []
+        tried: set[int] = set()
+        for ending in ("",) if way == UNSWEPT else ("", EQUAL_TIME):
+            cells = [_as_grouped(problem, way + ending) for problem in OTHERS]
+            if not all(map(found.tested, cells)):
+                break
+            tried |= {found.tried[cell] for cell in cells}
+            others = [_swept_and_unswept(found, problem) for problem in OTHERS]
+            over_swept = [
+                found.error(cell) / found.error(swept) for cell, (swept, _) in zip(cells, others, strict=True)
+            ]
+            over_unswept = [found.error(cell) / found.error(one) for cell, (_, one) in zip(cells, others, strict=True)]
+            near, low = sum(ratio <= 1.2 for ratio in over_swept), sum(ratio <= 0.5 for ratio in over_unswept)
+            row += [f"{near} of {len(cells)}", f"{_geometric(over_swept):.2f}", f"{low} of {len(cells)}"]
+        if row:
+            settings = f"{min(tried)} to {max(tried)}" if len(tried) > 1 else str(*tried)
+            rows.append([way, settings, *row, *[""] * (len(head) - 2 - len(row))])
+    return table(head, rows)
+
+
+def _as_grouped(problem: str, way: str) -> Cell:
+    """Two losses are two groups."""
+    grouped = len((PROBLEMS | OTHERS)[problem].tasks) > 2
+    return problem, way if grouped else way.replace(GROUPED, ""), SHORT
+
+
+def _swept_and_unswept(found: Found, problem: str) -> tuple[Cell, Cell]:
+    return _some(found.best(problem, _sums())), (problem, *AS_PEOPLE_RUN_IT)
 
 
 def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) -> float:
@@ -222,8 +261,9 @@ def times_table() -> str:
     """The time of a step over that of the plain sum's, of each way, as it was measured."""
     measured = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
     problems = [problem for problem in NAMES if problem in measured]
-    ways_there = [way for way in next(iter(measured.values())) if way != "plain sum"]
-    rows = [[way, *(f"{measured[problem][way]:.2f}" for problem in problems)] for way in ways_there]
+    ways_there = dict.fromkeys(way for problem in problems for way in measured[problem] if way != "plain sum")
+    times = {way: (measured[problem].get(way) for problem in problems) for way in ways_there}
+    rows = [[way, *("" if time is None else f"{time:.2f}" for time in own)] for way, own in times.items()]
     return table(["", *(NAMES[problem] for problem in problems)], rows)
 
 
@@ -246,7 +286,8 @@ def _of_methods() -> list[str]:
 
 
 def _rest() -> list[str]:
-    return ["ConFIG" + IN_TURN, *(way for way in ways() if way.startswith("conflictfree")), "recipe"]
+    peers = (way for way in ways() if way.startswith("conflictfree"))
+    return ["ConFIG" + IN_TURN, *peers, "recipe", SELDOM + GROUPED, "recipe" + GROUPED]
 
 
 def endings_table(found: Found) -> str:

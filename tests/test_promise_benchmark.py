@@ -195,10 +195,13 @@ def test_peers_train_with_all_losses_or_with_one_by_turns(promise):
 
 def test_the_tables_of_the_page_have_what_was_found(promise, ways, tmp_path):
     """Errors that are known: whitening halves each method's, the recipe has 1.1 times the best sum's, in each seed."""
+    from blocks_of_a_page import blocks_of
     from promise_page import publish
 
     path, lines = tmp_path / "runs.jsonl", []
-    for problem, way, beta in itertools.product(promise.PROBLEMS, ways.ways(), (*ways.BETAS, 0.95)):
+    problems = [*promise.PROBLEMS, *promise.OTHERS]
+    cells = [(problem, way, beta) for problem in problems for way in ways.ways(problem) for beta in (*ways.BETAS, 0.95)]
+    for problem, way, beta in cells:
         weight = ways.weight_of(way) if way.startswith("sum") else 10
         score = -2 + 0.1 * abs(math.log10(weight) - 1) + 0.5 * (beta == 0.999)
         if way.startswith(tuple(ways.METHODS)):
@@ -212,31 +215,35 @@ def test_the_tables_of_the_page_have_what_was_found(promise, ways, tmp_path):
             steps = 777 if way.endswith("equal time") else 1500
             lines.append(json.dumps({**run, "steps": steps, "score": score + (rate != 1e-2) + noise, "raised": raised}))
     path.write_text("\n".join(lines))
-    names = "recipe", "ratios", "seldom", "times", "methods", "soap", "harm", "whitening", "pairs", "endings"
+    names = list(blocks_of((BENCHMARKS.parent / "docs" / "physics.md").read_text(encoding="utf-8")))
     page = tmp_path / "physics.md"
-    blocks = [*names, *(f"promise {problem}" for problem in promise.PROBLEMS)]
-    page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in blocks))
+    page.write_text("\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names))
     publish(path, tmp_path)
     text = page.read_text()
     swept = 3 * 3 * len(ways.WEIGHTS)
     sums = f"| Helmholtz | 0.0442 (3) | 0.0140 (9) | 0.0111 ({swept}) | 10, 0.01, 0.9 |"
     assert f"{sums} 0.0122 (3) | 0.0122 (3) |" in text
     swept, unswept = r"1.10 \(1.10 to 1.10\)", r"0.28 \(0.28 to 0.28\)"
-    (ratios,) = re.findall(
+    ratios, *others = re.findall(
         rf"\| Burgers \| {swept} \| {unswept} \| (\d+) \| {swept} \| 1 \| {unswept} \| (\S+) \|", text
     )
     assert int(ratios[0]) == 777
+    assert len(others) == 1  # the recipe in two groups
     assert float(ratios[1]) < 1e-9
-    assert r"| sum, weight 1 | 1.26\* | 1.26\* |" in text
-    assert r"| recipe | 1.10\* | 1.10\* |" in text
-    assert "| sum, weights and rates swept | 1.00 | 1.00 |" in text
-    assert "| ConFIG, whitened | 0.50 | 0.50 | 0.50 |" in text
-    assert "| GradDrop, on momenta | 3.00 | 3.00 | 3.00 |" in text
+    assert r"| sum, weight 1 |" + r" 1.26\* |" * 9 in text
+    assert r"| recipe |" + r" 1.10\* |" * 9 in text
+    assert r"| recipe, in two groups |  |" + r" 1.10\* |  |" + r" 1.10\* |" * 6 in text
+    assert "| sum, weights and rates swept |" + " 1.00 |" * 9 in text
+    assert "| ConFIG, whitened |" + " 0.50 |" * 10 in text
+    assert "| GradDrop, on momenta |" + " 3.00 |" * 10 in text
+    for recipe in ("recipe", "recipe, in two groups"):
+        assert f"| {recipe} | 3 |" + " 7 of 7 | 1.10 | 7 of 7 |" * 2 in text
+    assert "| sum, weight 1 | 3 | 0 of 7 | 1.26 | 7 of 7 |  |  |  |" in text
     (mean,) = (line for line in text.splitlines() if line.startswith("| geometric mean |"))
     assert re.findall(r"\d+\.\d\d", mean) == ["0.50"] * 7
     assert "(rate 0.01, harm 50%)" in text
     assert text.count("| ConFIG | 0.25 |") == 1
-    assert text.count("| sum, all swept | 50% | 50% |") == 1
+    assert text.count("| sum, all swept |" + " 50% |" * 9) == 1
 
 
 def test_every_problem_trains_with_the_recipe_and_with_a_sum(promise):
@@ -245,6 +252,31 @@ def test_every_problem_trains_with_the_recipe_and_with_a_sum(promise):
         (other,) = promise.train([promise.Run(problem, "sum, weight 3", 1e-3, 0.9, 0)], 2)
         assert -2 < record["score"] < 1
         assert record["score"] != other["score"]
+
+
+@pytest.mark.parametrize("name", ["kovasznay", "wave"])
+def test_two_groups_are_the_sums_of_the_residuals_and_of_all_else(promise, ways, name):
+    import torch
+
+    alone, grouped = ways.problem_of(name, "recipe"), ways.problem_of(name, "recipe, in two groups, equal time")
+    batch, model = next(alone.batches(3)), alone.make_model()
+    for one, other in zip(batch, next(grouped.batches(3)), strict=True):
+        torch.testing.assert_close(one, other)
+    losses, both = list(alone.losses(model, batch).values()), grouped.losses(model, batch)
+    n = {"kovasznay": 3, "wave": 1}[name]
+    torch.testing.assert_close(both["residuals"], sum(losses[:n]))
+    torch.testing.assert_close(both["others"], sum(losses[n:]))
+    assert grouped.metrics(model, "test") == alone.metrics(model, "test")
+    assert all(
+        ("two groups" in way) <= (problem not in ("helmholtz", "poisson"))
+        for problem in promise.PROBLEMS | promise.OTHERS
+        for way in ways.ways(problem)
+    )
+    runs = [promise.Run(name, way, 1e-2, 0.9, 0) for way in ("recipe", "recipe, in two groups")]
+    assert len(list(promise._kinds(runs))) == 2
+    scores = [promise.train([run], 3)[0] for run in runs]
+    assert scores[0]["score"] != scores[1]["score"]
+    assert scores[1]["raised"].keys() == {"residuals", "others"}
 
 
 def test_a_sum_gives_its_weight_to_what_is_no_residual(promise):

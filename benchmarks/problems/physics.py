@@ -96,6 +96,35 @@ class Physics(Problem):
         return {"solution": error.clamp_min(LEAST).log10().item()}
 
 
+class InTwoGroups(Physics):
+    """A problem with two losses: the sum of its residuals, and that of all others."""
+
+    tasks = ("residuals", "others")
+
+    def __init__(self, problem: Physics) -> None:
+        self.problem, self.about, self.steps = problem, problem.about, problem.steps
+
+    def points(self, random: torch.Generator, n: int) -> Tensor:
+        return self.problem.points(random, n)
+
+    def solution(self, points: Tensor) -> Tensor:
+        return self.problem.solution(points)
+
+    def batch(self, random: torch.Generator) -> Batch:
+        return self.problem.batch(random)
+
+    def make_model(self) -> nn.Module:
+        return self.problem.make_model()
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        losses = list(self.problem.losses(model, batch).values())
+        n = self.problem.n_residuals
+        return {"residuals": torch.stack(losses[:n]).sum(), "others": torch.stack(losses[n:]).sum()}
+
+    def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
+        return self.problem.metrics(model, split)
+
+
 class OnSquare(Physics):
     """The square of -1 to 1 in both dims: points inside, and on its four edges."""
 
