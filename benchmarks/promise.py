@@ -24,11 +24,11 @@ from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums
 from peers_of_physics import PEERS, Peer
 from problems.physics import Physics
 from promise_ways import (
+    AS_ONE,
     BETAS,
     DECAY,
     DECAYS,
     EQUAL_TIME,
-    GROUPED,
     IN_TURN,
     OTHERS,
     PROBLEMS,
@@ -179,7 +179,7 @@ def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
     kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         steps = steps_of(run.way, run.problem, STEPS)
-        apart = run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), GROUPED in run.way
+        apart = run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), AS_ONE in run.way
         kinds[run.problem, steps, *apart].append(run)
     return kinds.values()
 

@@ -21,7 +21,7 @@ from measure import Series, interleave, quartiles, several
 from models import MODELS
 from problems.physics import Field, Helmholtz
 from promise_ways import (
-    GROUPED,
+    AS_ONE,
     METHODS,
     NORMS,
     ON_MOMENTA,
@@ -68,8 +68,8 @@ TIMED = (
     "recipe",
     NORMS,
     SELDOM,
-    "recipe" + GROUPED,
-    SELDOM + GROUPED,
+    "recipe" + AS_ONE,
+    SELDOM + AS_ONE,
     *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)),
 )
 
@@ -172,8 +172,8 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
 
         return several(step, TIMES)
 
-    several_others = len((PROBLEMS | OTHERS)[name].tasks) > 2
-    return {way: cell(way) for way in (PLAIN, *TIMED) if several_others or GROUPED not in way}
+    several = (PROBLEMS | OTHERS)[name].n_residuals > 1
+    return {way: cell(way) for way in (PLAIN, *TIMED) if several or AS_ONE not in way}
 
 
 def kept(transforms: Transforms, n_losses: int) -> float:

@@ -22,13 +22,13 @@ from promise import (
     scores_by_rate,
 )
 from promise_ways import (
+    AS_ONE,
     AS_PEOPLE_RUN_IT,
     AT_EACH_MEMORY,
     BETAS,
     DECAY,
     DECAYS,
     EQUAL_TIME,
-    GROUPED,
     IN_TURN,
     METHODS,
     MORE_WEIGHTS,
@@ -124,8 +124,7 @@ def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
     blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found, "recipe")}
     blocks |= {"summary": summary_table(found), "seldom": ratios_table(found, SELDOM), "times": times_table()}
-    blocks |= {"grouped": ratios_table(found, "recipe" + GROUPED)}
-    blocks |= {"seldom, grouped": ratios_table(found, SELDOM + GROUPED)}
+    blocks |= {"as one": as_one_table(found)}
     blocks |= {"methods": methods_table(found), "soap": soap_table(found), "harm": harm_table(found)}
     blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
     blocks |= {"endings": endings_table(found)}
@@ -160,7 +159,7 @@ def ratios_table(found: Found, way: str) -> str:
     head = ["", "equal steps, / all swept", "/ weights 1, β₂ 0.999", "steps in equal time", "equal time, / all swept"]
     rows, missed, reached = [], [], []
     for problem in found.problems():
-        both = [_as_grouped(problem, way + ending) for ending in ("", EQUAL_TIME)]
+        both = [_where_apart(problem, way + ending) for ending in ("", EQUAL_TIME)]
         if not all(map(found.tested, both)):
             continue
         swept, unswept = (found.scores(cell) for cell in _swept_and_unswept(found, problem))
@@ -180,11 +179,11 @@ def summary_table(found: Found) -> str:
     head = ["", "settings", "equal steps: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
     head += ["equal time: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
     rows = []
-    for way in (UNSWEPT, SELDOM, SELDOM + GROUPED, "recipe", "recipe" + GROUPED):
+    for way in (UNSWEPT, SELDOM, SELDOM + AS_ONE, "recipe", "recipe" + AS_ONE):
         row: list[str] = []
         tried: set[int] = set()
         for ending in ("",) if way == UNSWEPT else ("", EQUAL_TIME):
-            cells = [_as_grouped(problem, way + ending) for problem in OTHERS]
+            cells = [_where_apart(problem, way + ending) for problem in OTHERS]
             if not all(map(found.tested, cells)):
                 break
             tried |= {found.tried[cell] for cell in cells}
@@ -201,10 +200,10 @@ def summary_table(found: Found) -> str:
     return table(head, rows)
 
 
-def _as_grouped(problem: str, way: str) -> Cell:
-    """Two losses are two groups."""
-    grouped = len((PROBLEMS | OTHERS)[problem].tasks) > 2
-    return problem, way if grouped else way.replace(GROUPED, ""), SHORT
+def _where_apart(problem: str, way: str) -> Cell:
+    """One residual is one loss already."""
+    several = (PROBLEMS | OTHERS)[problem].n_residuals > 1
+    return problem, way if several else way.replace(AS_ONE, ""), SHORT
 
 
 def _swept_and_unswept(found: Found, problem: str) -> tuple[Cell, Cell]:
@@ -287,7 +286,19 @@ def _of_methods() -> list[str]:
 
 def _rest() -> list[str]:
     peers = (way for way in ways() if way.startswith("conflictfree"))
-    return ["ConFIG" + IN_TURN, *peers, "recipe", SELDOM + GROUPED, "recipe" + GROUPED]
+    return ["ConFIG" + IN_TURN, *peers, "recipe"]
+
+
+def as_one_table(found: Found) -> str:
+    """Each way over the swept sum, with each residual as a loss, and with all as one."""
+    head, rows = ["", "problem", "each residual", "residuals as one"], []
+    for problem, way in itertools.product(found.problems(), [*_of_methods(), "recipe"]):
+        for ending in ("", EQUAL_TIME):
+            both = (problem, way + ending, SHORT), (problem, way + AS_ONE + ending, SHORT)
+            if all(map(found.tested, both)):
+                swept = found.scores(_some(found.best(problem, _sums())))
+                rows.append([way + ending, NAMES[problem], *(interval(found.scores(cell), swept) for cell in both)])
+    return table(head, rows)
 
 
 def endings_table(found: Found) -> str:

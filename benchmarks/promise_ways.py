@@ -12,10 +12,10 @@ from problems.physics import (
     Convection,
     Heat,
     Helmholtz,
-    InTwoGroups,
     Kovasznay,
     Physics,
     Poisson,
+    ResidualsAsOne,
     SharpBurgers,
     Wave,
 )
@@ -49,7 +49,7 @@ METHODS: dict[str, Callable[[], mtopt.Transform]] = {
 AT_EACH_MEMORY = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "GradDrop")  # on the problems of the choice
 SUM, WHITENED, PAIRS = "sum", ", whitened", " by pairs"
 ON_MOMENTA, IN_TURN, EQUAL_TIME, SOAP, DECAY = ", on momenta", ", one loss a step", ", equal time", ", SOAP", ", decay"
-GROUPED = ", in two groups"
+AS_ONE = ", residuals as one"
 BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
 NORMS, SELDOM = "gradient norms", "gradient norms, every 10 steps"
 WITH_SOAP = (NORMS, "ConFIG", "UPGrad", "GradDrop")
@@ -75,16 +75,16 @@ def ways(problem: str = "") -> list[str]:
     with_soap = [*(sum_of(weight) + SOAP for weight in SOAP_WEIGHTS), *(name + SOAP for name in WITH_SOAP)]
     recipes = ["recipe", "recipe" + EQUAL_TIME]
     some = [*sums, NORMS, SELDOM, SELDOM + EQUAL_TIME, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
-    grouped = [way + GROUPED + ending for way in ("recipe", SELDOM) for ending in ("", EQUAL_TIME)]
-    if problem and len((PROBLEMS | OTHERS)[problem].tasks) > 2:
-        recipes += grouped
+    if problem and (PROBLEMS | OTHERS)[problem].n_residuals > 1:
+        recipes += [way + AS_ONE + ending for way in ("recipe", SELDOM) for ending in ("", EQUAL_TIME)]
+        recipes += [way + AS_ONE for way in (NORMS, *whitened)]
     return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
 
 
 def problem_of(name: str, way: str) -> Physics:
     """The problem as it is trained."""
     problem = (PROBLEMS | OTHERS)[name]()
-    return InTwoGroups(problem) if GROUPED in way else problem
+    return ResidualsAsOne(problem) if AS_ONE in way else problem
 
 
 def memories(problem: str, way: str) -> Sequence[float]:
@@ -137,7 +137,7 @@ def weights_of(way: str, problem: Physics) -> list[float]:
 
 def transforms_of(way: str, beta: float) -> list[mtopt.Transform]:
     """A list of transforms for one run; its whitening has the inner optimizer's memory."""
-    way = way.removesuffix(EQUAL_TIME).removesuffix(GROUPED).removesuffix(SOAP)
+    way = way.removesuffix(EQUAL_TIME).removesuffix(AS_ONE).removesuffix(SOAP)
     if way in RECIPES:
         return RECIPES[way](beta)
     if way == NORMS:

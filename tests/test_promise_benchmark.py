@@ -228,15 +228,15 @@ def test_the_tables_of_the_page_have_what_was_found(promise, ways, tmp_path):
         rf"\| Burgers \| {swept} \| {unswept} \| (\d+) \| {swept} \| 1 \| {unswept} \| (\S+) \|", text
     )
     assert int(ratios[0]) == 777
-    assert len(others) == 1  # the recipe in two groups
+    assert not others
     assert float(ratios[1]) < 1e-9
     assert r"| sum, weight 1 |" + r" 1.26\* |" * 9 in text
     assert r"| recipe |" + r" 1.10\* |" * 9 in text
-    assert r"| recipe, in two groups |  |" + r" 1.10\* |  |" + r" 1.10\* |" * 6 in text
+    assert r"| recipe, equal time | Kovasznay |" + " 1.10 (1.10 to 1.10) |" * 2 in text
     assert "| sum, weights and rates swept |" + " 1.00 |" * 9 in text
     assert "| ConFIG, whitened |" + " 0.50 |" * 10 in text
     assert "| GradDrop, on momenta |" + " 3.00 |" * 10 in text
-    for recipe in ("recipe", "recipe, in two groups"):
+    for recipe in ("recipe", "recipe, residuals as one"):
         assert f"| {recipe} | 3 |" + " 7 of 7 | 1.10 | 7 of 7 |" * 2 in text
     assert "| sum, weight 1 | 3 | 0 of 7 | 1.26 | 7 of 7 |  |  |  |" in text
     (mean,) = (line for line in text.splitlines() if line.startswith("| geometric mean |"))
@@ -254,29 +254,27 @@ def test_every_problem_trains_with_the_recipe_and_with_a_sum(promise):
         assert record["score"] != other["score"]
 
 
-@pytest.mark.parametrize("name", ["kovasznay", "wave"])
-def test_two_groups_are_the_sums_of_the_residuals_and_of_all_else(promise, ways, name):
+def test_residuals_as_one_are_their_sum(promise, ways):
     import torch
 
-    alone, grouped = ways.problem_of(name, "recipe"), ways.problem_of(name, "recipe, in two groups, equal time")
-    batch, model = next(alone.batches(3)), alone.make_model()
-    for one, other in zip(batch, next(grouped.batches(3)), strict=True):
-        torch.testing.assert_close(one, other)
-    losses, both = list(alone.losses(model, batch).values()), grouped.losses(model, batch)
-    n = {"kovasznay": 3, "wave": 1}[name]
-    torch.testing.assert_close(both["residuals"], sum(losses[:n]))
-    torch.testing.assert_close(both["others"], sum(losses[n:]))
-    assert grouped.metrics(model, "test") == alone.metrics(model, "test")
-    assert all(
-        ("two groups" in way) <= (problem not in ("helmholtz", "poisson"))
-        for problem in promise.PROBLEMS | promise.OTHERS
-        for way in ways.ways(problem)
+    alone, as_one = (
+        ways.problem_of("kovasznay", "recipe" + ending) for ending in ("", ", residuals as one, equal time")
     )
-    runs = [promise.Run(name, way, 1e-2, 0.9, 0) for way in ("recipe", "recipe, in two groups")]
+    batch, model = next(alone.batches(3)), alone.make_model()
+    for one, other in zip(batch, next(as_one.batches(3)), strict=True):
+        torch.testing.assert_close(one, other)
+    losses, both = alone.losses(model, batch), as_one.losses(model, batch)
+    assert tuple(both) == as_one.tasks == ("residual", "boundary")
+    torch.testing.assert_close(both["residual"], sum(list(losses.values())[:3]))
+    torch.testing.assert_close(both["boundary"], losses["boundary"])
+    assert as_one.metrics(model, "test") == alone.metrics(model, "test")
+    with_several = [p for p in (*promise.PROBLEMS, *promise.OTHERS) if any("as one" in way for way in ways.ways(p))]
+    assert with_several == ["kovasznay"]
+    runs = [promise.Run("kovasznay", way, 1e-2, 0.9, 0) for way in ("recipe", "recipe, residuals as one")]
     assert len(list(promise._kinds(runs))) == 2
     scores = [promise.train([run], 3)[0] for run in runs]
     assert scores[0]["score"] != scores[1]["score"]
-    assert scores[1]["raised"].keys() == {"residuals", "others"}
+    assert scores[1]["raised"].keys() == {"residual", "boundary"}
 
 
 def test_a_sum_gives_its_weight_to_what_is_no_residual(promise):

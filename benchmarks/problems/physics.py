@@ -96,13 +96,12 @@ class Physics(Problem):
         return {"solution": error.clamp_min(LEAST).log10().item()}
 
 
-class InTwoGroups(Physics):
-    """A problem with two losses: the sum of its residuals, and that of all others."""
-
-    tasks = ("residuals", "others")
+class ResidualsAsOne(Physics):
+    """A problem whose residuals are one loss, their sum."""
 
     def __init__(self, problem: Physics) -> None:
         self.problem, self.about, self.steps = problem, problem.about, problem.steps
+        self.tasks = ("residual", *problem.tasks[problem.n_residuals :])
 
     def points(self, random: torch.Generator, n: int) -> Tensor:
         return self.problem.points(random, n)
@@ -117,9 +116,9 @@ class InTwoGroups(Physics):
         return self.problem.make_model()
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        losses = list(self.problem.losses(model, batch).values())
-        n = self.problem.n_residuals
-        return {"residuals": torch.stack(losses[:n]).sum(), "others": torch.stack(losses[n:]).sum()}
+        losses = self.problem.losses(model, batch)
+        residuals = torch.stack([losses[name] for name in self.problem.tasks[: self.problem.n_residuals]])
+        return {"residual": residuals.sum(), **{name: losses[name] for name in self.tasks[1:]}}
 
     def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
         return self.problem.metrics(model, split)
