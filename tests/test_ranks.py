@@ -224,3 +224,49 @@ def train_compiled(rank):
 def test_compiled_models_are_one_process_too():
     for key in (results := run_ranks(train_compiled, 2))[0]:
         assert_equal([result[key] for result in results], train(key[0], n_steps=3))
+
+
+# By step and rank.
+ABSENT = {0: {0: (1,), 1: (1,)}, 1: {1: (1, 2)}, 4: {1: (0,)}, 6: {0: (1,), 1: (1,)}, 8: {0: (0, 1)}}
+SELDOM = {
+    "norms": lambda: mtopt.GradientNorms(period=3, of="norms"),
+    "weights": lambda: mtopt.GradientNorms(period=2),
+    "every": lambda: mtopt.Every(mtopt.ConFIG(), steps=3),
+}
+
+
+def train_with_absent_losses(rank, size):
+    """With weights that hold for some steps, by themselves or before a transform that wants the rows of each step and
+    changes nothing."""
+    results = {}
+    for name, make in SELDOM.items():
+        for behind in ([], [GradDrop(leak=1.0)]) if name != "every" else ([],):
+            torch.manual_seed(0)
+            net = Net()
+            optimizer = MultiLossOptimizer(
+                torch.optim.SGD(net.parameters(), lr=0.05), [make(), *behind], at="parameters"
+            )
+            in_one = []
+            for step in range(10):
+                x, y = batch(step, rank, size)
+                losses = losses_of(net(x, y), y)
+                for i in ABSENT.get(step, {}).get(rank, ()):
+                    losses[i] = None
+                optimizer.zero_grad()
+                optimizer.step(losses)
+                in_one.append("pass of the weighted sum" in optimizer.explain())
+            results[name, len(behind)] = [p.tolist() for p in net.parameters()], in_one
+    return results
+
+
+def test_weights_hold_on_all_ranks_or_on_none_whichever_losses_each_has():
+    """Without a wrapper: the gradients are averaged by us."""
+    one, other = run_ranks(train_with_absent_losses, 2, 2)
+    assert one == other
+    for name in ("norms", "weights"):
+        (held, in_one), (always, never) = one[name, 0], one[name, 1]
+        assert sum(in_one) > 1
+        assert not any(never)
+        for ours, theirs in zip(held, always, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
+    assert sum(one["every", 0][1]) > 2
