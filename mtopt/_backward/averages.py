@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,18 +17,33 @@ from .backward import Backward
 from .refusals import check_dense
 
 
-def averaged(
-    backward: Backward,
-    targets: Sequence[Tensor],
-    owners: Sequence[Sequence[int]],
-    edges: Sequence[Edge | None],
-) -> Iterator[tuple[int, Row]]:
+@dataclass
+class Reached:
+    """What the losses of any rank reach.
+
+    Attributes:
+        targets: Parameters in the order that all ranks know; then what is none, and differs from rank to rank.
+        owners: The losses that reach each, by position in `backward.agreed`; none for what is no parameter.
+        edges: The edge of each in this rank's graph, if it is there.
+    """
+
+    targets: list[Tensor]
+    owners: list[list[int]]
+    edges: list[Edge | None]
+
+    @property
+    def here(self) -> dict[int, Edge]:
+        """The edges of this rank, by number."""
+        return {i: edge for i, edge in enumerate(self.edges) if edge is not None}
+
+
+def averaged(backward: Backward, reached: Reached) -> Iterator[tuple[int, Row]]:
     """Each loss's mean rows. While they travel between the ranks, the next loss's are computed."""
-    here = [i for i, edge in enumerate(edges) if edge is not None]
+    targets, owners, here = reached.targets, reached.owners, reached.here
     found = rows_below(
         backward.graph,
         backward.starts(),
-        [edge for edge in edges if edge is not None],
+        list(here.values()),
         backward.batching,
         retain_graph=backward.retain_graph,
     )
@@ -47,26 +63,19 @@ def averaged(
         yield before.position, before.arrived(len(targets))
 
 
-def mean_of_sums(
-    backward: Backward,
-    starts: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    owners: Sequence[Sequence[int]],
-    edges: Sequence[Edge | None],
-) -> Row:
+def mean_of_sums(backward: Backward, starts: Sequence[Tensor], reached: Reached) -> Row:
     """The mean of the gradients of all losses together, by one pass."""
-    here = [i for i, edge in enumerate(edges) if edge is not None]
+    here, targets, owners = reached.here, reached.targets, reached.owners
     found = torch.autograd.grad(
         [gradient_edge(origin) for origin in backward.origins],
-        [gradient_edge(edge) for edge in edges if edge is not None],
+        [gradient_edge(edge) for edge in here.values()],
         starts,
         retain_graph=backward.retain_graph,
         allow_unused=True,
     )
     mine = dict(zip(here, found, strict=True))
-    travelling = _Travelling(
-        backward.ranks, 0, {i: (targets[i], mine.get(i)) for i in range(len(targets)) if owners[i]}
-    )
+    rows = {i: (target, mine.get(i)) for i, target in enumerate(targets) if owners[i]}
+    travelling = _Travelling(backward.ranks, 0, rows)
     travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
     return travelling.arrived(len(targets))
 

@@ -15,7 +15,7 @@ from .._graph.rows import check_rows_below, plan_of, rows_below, rows_by_backwar
 from .._graph.supports import Edge
 from .._torch import REENTRANT_CHECKPOINT, has_hooks, is_python_function, variable_of
 from .._transform import Site
-from .averages import averaged
+from .averages import Reached, averaged
 from .backward import Backward
 from .fan_out import FAN_OUT
 from .injecting import tell_injected
@@ -146,21 +146,18 @@ def _rows_of_shards(backward: Backward, shards: Sequence[Shard]) -> RowsOfLosses
 
 def _rows_of_all_ranks(backward: Backward) -> RowsOfLosses:
     """`autograd.grad` passes by DistributedDataParallel, so the rows are averaged here."""
-    targets, owners, edges = reached_on_ranks(backward)
+    reached = reached_on_ranks(backward)
     return RowsOfLosses(
-        targets,
-        owners,
-        [Site(backward.agreed)] * len(targets),
-        averaged(backward, targets, owners, edges),
+        reached.targets,
+        reached.owners,
+        [Site(backward.agreed)] * len(reached.targets),
+        averaged(backward, reached),
         "exclusive parts once, rows of the shared parameters loss by loss, averaged over the ranks",
     )
 
 
-def reached_on_ranks(backward: Backward) -> tuple[list[Tensor], list[list[int]], list[Edge | None]]:
-    """What the losses of any rank reach, after all ranks have agreed: tensors, the losses of each, and its edge here.
-
-    What is no parameter stands last, and has no losses: it differs from rank to rank.
-    """
+def reached_on_ranks(backward: Backward) -> Reached:
+    """What the losses of any rank reach, once all ranks have agreed."""
     edges: list[Edge | None] = [None] * len(backward.parameters)
     inputs: list[Edge] = []
     for leaf in backward.graph.leaves():
@@ -189,7 +186,7 @@ def reached_on_ranks(backward: Backward) -> tuple[list[Tensor], list[list[int]],
     _check_shared(backward, targets, owners)
     targets += [variable_of(leaf) for leaf, _ in inputs]
     owners += [[] for _ in inputs]
-    return targets, owners, [*(edges[i] for i in reached), *inputs]
+    return Reached(targets, owners, [*(edges[i] for i in reached), *inputs])
 
 
 def _check_shared(backward: Backward, targets: Sequence[Tensor], owners: Sequence[Sequence[int]]) -> None:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from .._graph.loss_graph import Meeting
 from .._graph.sites import beside_shared
-from .._graph.supports import Edge
 from .._graph.taking import rows_taken
 from .._torch import wrappers_silent
 from .._transform import GramianTransform
-from .averages import mean_of_sums
+from .averages import Reached, mean_of_sums
 from .backward import Backward
 from .dot_grad import accumulate
 from .explanation import NEAR_PLAIN, Explanation
@@ -41,7 +40,8 @@ def combine_weighted(backward: Backward, holding: GramianTransform, *, all_count
         if backward.graph.states is not None:  # losses part again further down
             return None
     meetings = _above_shared(backward) if own else []
-    averages = backward.ranks.size > 1 and not shards_of(backward.parameters)  # which a wrapper may put off (`no_sync`)
+    # Averaged here, as rows are: a wrapper may put it off (`no_sync`), and there may be none.
+    averages = backward.ranks.size > 1 and not shards_of(backward.parameters)
     reached = reached_on_ranks(backward) if averages else None
     if reached is None:
         backward.agree()
@@ -55,24 +55,18 @@ def combine_weighted(backward: Backward, holding: GramianTransform, *, all_count
         if reached is None:
             backward.run(starts)
         else:
-            _add_means(backward, starts, *reached)
+            _add_means(backward, starts, reached)
     if backward.known.explained is None or backward.known.of != WEIGHTED:
         backward.known.explained = backward.explanation(WEIGHTED, f"{holding!r}: weights of before hold", NEAR_PLAIN)
         backward.known.of = WEIGHTED
     return backward.known.explained
 
 
-def _add_means(
-    backward: Backward,
-    starts: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    owners: Sequence[Sequence[int]],
-    edges: Sequence[Edge | None],
-) -> None:
+def _add_means(backward: Backward, starts: Sequence[Tensor], reached: Reached) -> None:
     with wrappers_silent(backward.graph.sinks):
-        means = mean_of_sums(backward, starts, targets, owners, edges)
+        means = mean_of_sums(backward, starts, reached)
     with torch.no_grad():
-        for target, mean in zip(targets, means, strict=True):
+        for target, mean in zip(reached.targets, means, strict=True):
             if mean is not None:
                 accumulate(target, mean, own=False)
 
