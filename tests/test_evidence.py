@@ -40,7 +40,7 @@ def evidence():
         import blocks_of_a_page
         import problems
         import sinusoids
-        from evidence import claims, methods, page, peers, pictures, runs, summary, training, words
+        from evidence import claims, methods, page, peers, pictures, runs, study, summary, training, variants, words
 
         yield SimpleNamespace(
             blocks=blocks_of_a_page,
@@ -51,10 +51,13 @@ def evidence():
             pictures=pictures,
             problem=problems.problem,
             problems=problems.PROBLEMS,
+            problems_and_quick={**problems.PROBLEMS, **problems.QUICK},
             runs=runs,
             sinusoids=sinusoids,
+            study=study,
             summary=summary,
             training=training,
+            variants=variants,
             words=words,
         )
         problems.problem.cache_clear()
@@ -80,6 +83,18 @@ def quick(tmp_path_factory):
     return SimpleNamespace(folder=folder, stopped=stopped, results=as_read(folder / "quick"))
 
 
+@pytest.fixture(scope="module")
+def quick_in_steps(tmp_path_factory):
+    """The quick form in equal steps, with a few methods and what stands beside them: the results by problem."""
+    folder = tmp_path_factory.mktemp("in_steps")
+    beside = ("ConFIG, one length", "Random GradDrop, one length", "ConFIG, at parameters", "ConFIG, whitened")
+    command = [sys.executable, "benchmarks/evidence", "--quick", "--equal", "steps", "--folder", str(folder)]
+    command += ["--methods", "ConFIG", "Random GradDrop", "FAMO", *beside]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=560)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return as_read(folder / "quick/equal_steps")
+
+
 def finished_runs(folder: Path) -> list[str]:
     """The whole lines of the file of finished runs, but for its first."""
     lines = [line for path in folder.glob("quick_digits*.jsonl") for line in path.read_text().splitlines(keepends=True)]
@@ -94,6 +109,12 @@ def as_read(folder: Path) -> dict[str, dict]:
 def published(evidence):
     """What is published, in the page's order."""
     return evidence.page.read(RESULTS)
+
+
+@pytest.fixture(scope="module")
+def in_steps(evidence):
+    """What is published in equal steps."""
+    return evidence.page.read(RESULTS / "equal_steps")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -112,13 +133,14 @@ def test_a_stopped_study_keeps_what_is_finished_and_goes_on_from_there(quick):
 class Pool:
     """Does each job at once, and remembers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, score=lambda job: float(job.seed)) -> None:
         self.jobs = []
+        self.score = score
 
     def submit(self, run, job) -> Future:
         self.jobs.append(job)
         future: Future = Future()
-        future.set_result({"score": float(job.seed)})
+        future.set_result({"score": self.score(job), "metrics": {"all": self.score(job)}})
         return future
 
 
@@ -188,6 +210,125 @@ def test_sign_agnostic_masking_keeps_the_mean(evidence):
     found = torch.stack([masking.transform(rows, None) for _ in range(500)])
     assert ((found == 0) | (found == 2 * rows)).all()
     torch.testing.assert_close(found.mean(0), rows, rtol=0.2, atol=0)
+
+
+# -- equal steps -------------------------------------------------------------------------------------------------------
+
+
+def study_in_steps(evidence, name, folder, beside=("one length", "whitened")):
+    """Of all methods, each with a best learning rate of its own; trains nothing."""
+    study = evidence.study.Study(name, (), 3, folder, "steps", beside)
+    costs = {method: {"ms": 1.0, "ratio": 3.0} for method in (*study.methods, evidence.methods.AGAIN)}
+    study.finished.once("costs", lambda: {"costs": costs, "refused": {}})
+    pool = Pool(lambda job: -abs(np.log(job.setting.lr) + 3 + len(job.method) % 5) - job.seed / 1e6)
+    return study, study.results(pool, lambda job: None), pool.jobs
+
+
+@pytest.mark.parametrize("name", ["quick_digits", "quick_helmholtz"])
+def test_in_equal_steps_every_method_takes_those_of_the_problem(evidence, tmp_path, name):
+    study, found, jobs = study_in_steps(evidence, name, tmp_path)
+    assert (
+        {job.steps for job in jobs} == {entry["steps"] for entry in found["methods"].values()} == {study.problem.steps}
+    )
+    assert found["methods"].keys() == study.methods.keys() > evidence.methods.methods_of(study.problem).keys()
+    assert (len(jobs), found["peers"]) == (study.n_jobs(), {})
+
+
+@pytest.mark.parametrize("beside", [(), ("whitened",), ("whitened", "ConFIG, one length")])
+def test_what_stands_beside_the_methods_may_come_later(evidence, tmp_path, beside):
+    *_, jobs = study_in_steps(evidence, "quick_digits", tmp_path, beside)
+    _, found, others = study_in_steps(evidence, "quick_digits", tmp_path)
+    assert {entry.get("family", "") for entry in found["methods"].values()} == {"", "one length", "whitened"}
+    assert not set(jobs) & set(others)
+    first = {job.method for job in jobs}
+    assert all(
+        (name in first) == (entry.get("family", "") in ("", *beside) or name in beside)
+        for name, entry in found["methods"].items()
+    )
+
+
+@pytest.mark.parametrize("name", ["quick_digits", "quick_helmholtz"])
+def test_at_one_length_the_setting_is_the_plain_sums(evidence, tmp_path, name):
+    _, found, jobs = study_in_steps(evidence, name, tmp_path)
+    methods, known = found["methods"], evidence.methods.methods_of(evidence.problem(name))
+    beside = {method: entry for method, entry in methods.items() if entry.get("family") == "one length"}
+    assert {job.method for job in jobs if job.kind == "tuning"} == methods.keys() - beside
+    for entry in beside.values():
+        assert (entry["setting"], entry["tuning"]) == (methods[PLAIN]["setting"], [])
+        assert entry["at_edge"] == methods[PLAIN]["at_edge"]
+    assert any(methods[entry["partner"]]["setting"] != entry["setting"] for entry in beside.values())
+    weightings = {"DWA", "FAMO", "GeometricMean", "IMTLL", "ReLoBRaLo", "RLW", "SoftAdapt", "STCH"}
+    assert {entry["partner"] for entry in beside.values()} == known.keys() - weightings - {
+        *(PLAIN, "tuned weights", "weight decay", "UncertaintyWeighting")
+    }
+
+
+def test_at_one_length_the_gradient_is_as_long_as_the_plain_sums(evidence):
+    known = evidence.variants.methods_and_variants(evidence.problem("quick_helmholtz"))
+
+    def length(method):
+        setting = evidence.methods.Setting(1e-3)
+        update = evidence.training.ours(known[method], setting, 8, 3)
+        training = evidence.training.Training(evidence.problem("quick_helmholtz"), update, setting, 8, 3)
+        training.step()
+        return torch.cat([p.grad.flatten() for p in training.model.parameters()]).norm().item()
+
+    assert length("MGDA, one length") == pytest.approx(length(PLAIN), rel=1e-4)
+    assert length("MGDA") != pytest.approx(length(PLAIN), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["quick_digits", "quick_helmholtz"])
+def test_what_is_whitened_has_a_partner_at_parameters_that_is_tuned_alike(evidence, tmp_path, name):
+    study, found, _ = study_in_steps(evidence, name, tmp_path)
+    whitened = [method for method in found["methods"] if method.endswith(", whitened")]
+    assert len(whitened) == 6
+    for method in whitened:
+        entry, partner = found["methods"][method], found["methods"][method]["partner"]
+        *before, last = study.methods[method].make(0)
+        beta = torch.optim.AdamW([torch.zeros(1)]).param_groups[0]["betas"][1]
+        assert repr(last) == repr(evidence.variants.Whitening(beta=beta))
+        assert list(map(repr, before)) == list(map(repr, study.methods[partner].make(0)))
+        assert study.methods[method].at == study.methods[partner].at == "parameters"
+        tried = [[trial["lr"] for trial in found["methods"][each]["tuning"]] for each in (method, partner)]
+        assert tried[0] == tried[1]
+        assert entry["family"] == "whitened"
+
+
+def test_studies_in_equal_time_and_in_equal_steps_share_no_runs(evidence, tmp_path):
+    for i, equal in enumerate(("time", "steps", "time")):
+        finished = evidence.study.Study("quick_digits", (), 3, tmp_path, equal).finished
+        assert finished.once("costs", lambda i=i: {"ms": i})["ms"] == i % 2
+
+
+def test_the_sinusoids_are_not_asked_for_in_equal_steps(tmp_path):
+    command = [sys.executable, "benchmarks/evidence", "--equal", "steps", "--problems", "sinusoids"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, "the sinusoids have equal steps already" in run.stderr) == (2, True)
+
+
+def test_the_quick_form_has_equal_steps_where_it_is_asked_to(evidence, quick_in_steps):
+    assert set(quick_in_steps) == {"quick_digits", "quick_helmholtz"}
+    for name, found in quick_in_steps.items():
+        check_steps(evidence, name, found)
+        assert {len(entry["runs"]) for entry in found["methods"].values()} == {len(found["seeds"])}
+        assert found["methods"]["ConFIG, whitened"]["partner"] == (
+            "ConFIG, at parameters" if found["settings"]["at"] == "activations" else "ConFIG"
+        )
+
+
+def check_steps(evidence, name, found):
+    """The problem's steps for all, the sum's setting at one length, and a partner for each that stands beside one."""
+    methods = found["methods"]
+    assert found["settings"]["equal"] == "steps"
+    assert {entry["steps"] for entry in methods.values()} == {evidence.problems_and_quick[name].steps}
+    for method, entry in methods.items():
+        if method.endswith(", one length"):
+            assert (entry["setting"], entry["tuning"]) == (methods[PLAIN]["setting"], [])
+        else:
+            assert len(entry["tuning"]) == found["settings"]["trials"]
+        if method.endswith((", one length", ", whitened")):
+            assert entry["partner"] in methods
+            assert method.startswith(entry["partner"].removesuffix(", at parameters"))
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -278,15 +419,31 @@ def of_all_problems(results, pairs):
     return {key[:2]: word for key, (_, word) in words_of(known, lambda key: sign_in(results[key[0]])).items()}
 
 
+def families(results) -> list:
+    """The same results for each family of methods alone, with the sums."""
+    names = sorted({entry.get("family", "") for found in results.values() for entry in found["methods"].values()})
+    return [{name: of_family(found, family) for name, found in results.items()} for family in names]
+
+
+def of_family(found, family):
+    methods = found["methods"].items()
+    kept = {name: entry for name, entry in methods if entry.get("family", "") == family or name in (PLAIN, *SUMS)}
+    return found | {"methods": kept}
+
+
 def against_plain(found):
-    words = verdicts(found, [(name, PLAIN) for name in found["methods"] if name != PLAIN])
+    """Of each method, corrected for the methods of its family."""
+    words = {}
+    for family in sorted({entry.get("family", "") for entry in found["methods"].values()}):
+        own = [name for name, entry in found["methods"].items() if entry.get("family", "") == family and name != PLAIN]
+        words |= verdicts(found, [(name, PLAIN) for name in own])
     return {pair[0]: known for pair, known in words.items()}
 
 
 def gains_of(results):
     """The claim, from the runs alone: what is better than the plain sum, and whether also than the tuned sums."""
     claimed = {}
-    for problem, found in results.items():
+    for problem, found in (item for alone in families(results) for item in alone.items()):
         sums = [name for name in SUMS if scores(found, name) is not None]
         sign = 1 if found["settings"]["larger_is_better"] else -1
         base = max(sums, key=lambda name: sign * scores(found, name).mean(), default=None)
@@ -298,10 +455,20 @@ def gains_of(results):
     return claimed
 
 
-def made_up(evidence, seed, *, larger_is_better=True, shift=0.0):
-    """Results of runs that nobody has made."""
+BESIDE = {  # a partner and a family for each method
+    **{f"{name}, one length": (name, "one length") for name in ("PCGrad", "GradDrop", "MGDA")},
+    "GradDrop, whitened": ("GradDrop, at parameters", "whitened"),
+    "PCGrad, at parameters": (None, "whitened"),
+    "PCGrad, whitened": ("PCGrad, at parameters", "whitened"),
+}
+
+
+def made_up(evidence, seed, *, larger_is_better=True, shift=0.0, beside=False):
+    """Results of runs that nobody has made, with variants beside the methods or without."""
     random = np.random.default_rng(seed)
+    variants = BESIDE if beside else {}
     names = [PLAIN, *SUMS, "GradDrop", "GradDrop, at parameters", "MGDA", "PCGrad", "PCGrad, then GradDrop", "RLW"]
+    names += variants
     of_seed = random.normal(size=6)
     values = {name: of_seed + random.normal(size=6) * 0.1 + random.choice([-1, 0, 0.3, 1]) for name in names}
     values["PCGrad"] += shift
@@ -310,7 +477,12 @@ def made_up(evidence, seed, *, larger_is_better=True, shift=0.0):
         for name, own in values.items()
     }
     runs["RLW"][2] = {"seed": 2, "diverged": "a loss was not finite in step 3"}
-    known = evidence.summary.summarize(runs, larger_is_better)
+    family_of = {name: variants.get(name, (None, ""))[1] for name in runs}
+    known = evidence.summary.by_family(runs, family_of, larger_is_better)
+    own = {
+        name: {"family": family} | ({"partner": partner} if partner else {})
+        for name, (partner, family) in variants.items()
+    }
     settings = {"about": "Made up.", "tasks": ["a"], "metric": "score", "larger_is_better": larger_is_better}
     rest = {"steps": 10, "ratio": 1.0, "ms": 1.0, "at_edge": False, "setting": {"lr": 0.1}}
     return {
@@ -322,14 +494,16 @@ def made_up(evidence, seed, *, larger_is_better=True, shift=0.0):
         "noise": 1.0,
         "refused": {"CAGrad": "ValueError: it | would\nnot"},
         "seeds": list(range(6)),
-        "methods": {name: {**rest, "runs": own, "summary": known[name]} for name, own in runs.items()},
+        "methods": {
+            n: {**rest, **own.get(n, {}), "runs": known_runs, "summary": known[n]} for n, known_runs in runs.items()
+        },
         "peers": {},
     }
 
 
-@given(seed=st.integers(0, 10_000), larger=st.booleans())
-def test_means_intervals_and_tests_are_those_of_scipy(evidence, seed, larger):
-    found = made_up(evidence, seed, larger_is_better=larger)
+@given(seed=st.integers(0, 10_000), larger=st.booleans(), beside=st.booleans())
+def test_means_intervals_and_tests_are_those_of_scipy(evidence, seed, larger, beside):
+    found = made_up(evidence, seed, larger_is_better=larger, beside=beside)
     checked = against_plain(found)
     for name, entry in found["methods"].items():
         values = np.array([run["score"] for run in entry["runs"] if "score" in run])
@@ -343,13 +517,14 @@ def test_means_intervals_and_tests_are_those_of_scipy(evidence, seed, larger):
     assert found["methods"]["RLW"]["summary"]["p"] is None
 
 
-@given(seeds=st.lists(st.integers(0, 10_000), min_size=1, max_size=3, unique=True))
-def test_gains_are_those_that_other_code_finds(evidence, seeds):
-    results = {str(i): made_up(evidence, i, larger_is_better=i % 2 == 0) for i in seeds}
+@given(seeds=st.lists(st.integers(0, 10_000), min_size=1, max_size=3, unique=True), beside=st.booleans())
+def test_gains_are_those_that_other_code_finds(evidence, seeds, beside):
+    results = {str(i): made_up(evidence, i, larger_is_better=i % 2 == 0, beside=beside) for i in seeds}
     found = evidence.claims.gains(results)
     assert {gain.pair: gain.beats for gain in found} == gains_of(results)
-    better = {(problem, name) for problem, name in evidence.claims.better_overall(results)}
-    assert {gain.pair for gain in found if gain.overall} == {pair for pair in better if pair[1] not in SUMS}
+    assert {gain.pair for gain in found if gain.overall} == {
+        pair for pair in overall_of(results) if pair[1] not in SUMS
+    }
 
 
 @given(seed=st.integers(0, 10_000))
@@ -406,9 +581,12 @@ def check_problem(text: str, found: dict) -> None:
 
 
 def overall_of(results: dict) -> set:
-    """What is better than the plain sum, corrected for the tests of all problems at once."""
-    pairs = [(problem, name, PLAIN) for problem, found in results.items() for name in found["methods"] if name != PLAIN]
-    return {pair for pair, word in of_all_problems(results, pairs).items() if word == "better"}
+    """What is better than the plain sum, corrected for the tests of all problems at once, family by family."""
+    better = set()
+    for alone in families(results):
+        pairs = [(problem, name, PLAIN) for problem in alone for name in alone[problem]["methods"] if name != PLAIN]
+        better |= {pair for pair, word in of_all_problems(alone, pairs).items() if word == "better"}
+    return better
 
 
 def behind_of(results: dict) -> dict:
@@ -416,6 +594,42 @@ def behind_of(results: dict) -> dict:
     pairs = [(p, f"{m}, then GradDrop", m) for m in ("GradNorm", "PCGrad", "MGDA") for p in results]
     words = of_all_problems(results, pairs)
     return {(problem, name.split(", ")[0]): word for (problem, name), word in words.items()}
+
+
+def beside_of(results: dict, family: str) -> dict:
+    """The mean difference of each method of a family to its partner, and a word; by problem and method."""
+    pairs = [
+        (problem, name, entry["partner"])
+        for problem, found in results.items()
+        for name, entry in found["methods"].items()
+        if entry.get("family") == family and entry.get("partner") in found["methods"]
+    ]
+    words = of_all_problems(results, pairs)
+    known = {(p, m): [scores(results[p], name) for name in (m, partner)] for p, m, partner in pairs}
+    return {key: ((known[key][0] - known[key][1]).mean(), word) for key, word in words.items()}
+
+
+def check_beside(text: str, results: dict, family: str) -> None:
+    """A table of methods beside their partners says what other code finds."""
+    known, expected = {}, beside_of(results, family)
+    problems = [name for name in results if any(problem == name for problem, _ in expected)]
+    for name, *cells in rows(text):
+        method = re.sub(r"^\[(\w+)\].*", r"\1", name)
+        known |= {(problem, f"{method}, {family}"): cell for problem, cell in zip(problems, cells, strict=True) if cell}
+    assert known.keys() == expected.keys()
+    for key, cell in known.items():
+        difference, word = cell.split(" ")
+        assert float(difference) == pytest.approx(expected[key][0], abs=6e-5)
+        assert word == {"no difference found": "·"}.get(expected[key][1], expected[key][1])
+
+
+def check_steps_tables(evidence, tables: dict, results: dict) -> None:
+    own = {name.removeprefix("steps: "): text for name, text in tables.items() if name.startswith("steps: ")}
+    check_tables(evidence, own, results)
+    families = {entry.get("family", "") for found in results.values() for entry in found["methods"].values()} - {""}
+    assert families == own.keys() & {"one length", "whitened"}
+    for family in families:
+        check_beside(own[family], results, family)
 
 
 def check_tables(evidence, tables: dict, results: dict) -> None:
@@ -431,7 +645,7 @@ def check_tables(evidence, tables: dict, results: dict) -> None:
         assert (row[-1] == "better") == beats
         assert (row[4] == "better") == ((problem, method) in overall)
     grid = {re.sub(r"^\[(\w+)\].*", r"\1", row[0]): row[1:] for row in rows(tables["all"])}
-    for place, found in enumerate(results.values()):
+    for place, found in enumerate(of_family(found, "") for found in results.values()):
         words = {name: word for name, (_, word) in against_plain(found).items()}
         words |= {name: "diverged" for name in found["methods"] if name not in words}
         assert all(grid[name][place] == short.get(word, word) for name, word in words.items() if name != PLAIN)
@@ -474,19 +688,40 @@ def test_the_tables_of_made_up_results_say_what_other_code_finds(evidence, seed)
     assert rows(tables["yeast"])[-1] == ["CAGrad", *[""] * 6, r"refused: ValueError: it \| would not"]
 
 
-def test_the_committed_tables_are_what_the_committed_results_give(evidence, published):
+@pytest.mark.parametrize("seed", range(6))
+def test_the_tables_in_equal_steps_of_made_up_results_say_what_other_code_finds(evidence, seed):
+    results = {
+        n: made_up(evidence, 10 * seed + i, larger_is_better=i > 0, beside=True)
+        for i, n in enumerate(("yeast", "census"))
+    }
+    tables = evidence.page.tables({"helmholtz": made_up(evidence, seed)}, results)
+    check_steps_tables(evidence, tables, results)
+    assert [row[0] for row in rows(tables["runs"])] == [
+        "Helmholtz",
+        "Yeast (equal steps)",
+        "Census-Income (equal steps)",
+    ]
+
+
+def test_the_committed_tables_are_what_the_committed_results_give(evidence, published, in_steps):
     page = PAGE.read_text(encoding="utf-8")
-    assert evidence.blocks.blocks_of(page) == evidence.page.tables(published)
-    assert evidence.blocks.filled(page, evidence.page.tables(published)) == page
+    assert evidence.blocks.blocks_of(page) == evidence.page.tables(published, in_steps)
+    assert evidence.blocks.filled(page, evidence.page.tables(published, in_steps)) == page
 
 
-def test_the_committed_tables_say_what_other_code_finds(evidence, published):
+def test_the_committed_tables_say_what_other_code_finds(evidence, published, in_steps):
     tables = evidence.blocks.blocks_of(PAGE.read_text(encoding="utf-8"))
     check_tables(evidence, tables, without_sinusoids(published))
+    check_steps_tables(evidence, tables, in_steps)
 
 
-def test_the_committed_results_are_of_the_problems_as_they_are(evidence, published):
-    for name, found in published.items():
+def test_the_committed_results_in_equal_steps_are_so(evidence, in_steps):
+    for name, found in in_steps.items():
+        check_steps(evidence, name, found)
+
+
+def test_the_committed_results_are_of_the_problems_as_they_are(evidence, published, in_steps):
+    for name, found in (*published.items(), *in_steps.items()):
         settings = found["settings"]
         if name == "sinusoids":
             toy = evidence.sinusoids
@@ -616,6 +851,122 @@ def test_what_is_said_of_graddrop_behind_others_is_so(published, prose):
     better, worse, none = counts(list(behind_of(without_sinusoids(published)).values()))
     said = "it was better in {} of {} pairs, worse in {}, and no difference was found in {}:"
     assert numbers(said, prose) == [better, better + worse + none, worse, none]
+
+
+def words_alone(results, problems):
+    """What is found of each method on these problems, without the tuned sums and what stands beside the methods."""
+    alone = {name: of_family(results[name], "") for name in problems}
+    words = {(p, m): word for p, found in alone.items() for m, (_, word) in against_plain(found).items()}
+    return {pair: word for pair, word in words.items() if pair[1] not in SUMS}
+
+
+def test_the_text_on_equal_steps_has_the_counts_of_the_results(evidence, published, in_steps, prose):
+    words, in_time = words_alone(in_steps, in_steps), words_alone(published, in_steps)
+    better, worse, none = counts(list(words.values()))
+    said = "a method was better in {} of {} pairs, worse in {}, and no difference was found in {}\\. The same"
+    assert numbers(said, prose) == [better, len(words), worse, none]
+    said = "The same {} pairs in equal time had {} better, {} worse and {} without a difference"
+    assert numbers(said, prose) == [len(in_time), *counts(list(in_time.values()))]
+    assert numbers(
+        "of {} pairs on the five problems that are not of physics, {} were worse and {} was better", prose
+    ) == [*(len(words), worse, better)]
+    assert {word for (_, method), word in words.items() if method.split(",")[0] == "GradDrop"} <= {
+        "worse",
+        "no difference found",
+    }
+    assert list(in_steps) == [name for name in evidence.problems if name not in ("helmholtz", "burgers")]
+    steps = {
+        entry["steps"]: evidence.words.TITLES[name]
+        for name, found in in_steps.items()
+        for entry in found["methods"].values()
+    }
+    assert f"from {min(steps)} on {steps[min(steps)]} to {max(steps)} on {steps[max(steps)]}" in prose
+
+
+def test_what_is_said_of_the_gains_in_equal_steps_is_so(evidence, in_steps, prose):
+    all_gains, overall = gains_of(in_steps), overall_of(in_steps)
+    beside = [pair for pair in all_gains if pair not in words_alone(in_steps, in_steps)]
+    claimed = all_gains.keys() - beside
+    assert (claimed, set(all_gains.values())) == ({("transfer", "MGDA, then GradDrop")}, {False})
+    assert (claimed & overall, overall & set(beside)) == (claimed, set())
+    families = [in_steps[problem]["methods"][method]["family"] for problem, method in beside]
+    assert (families, "The last two are of what stands beside the methods" in prose) == (
+        ["one length", "whitened"],
+        True,
+    )
+    tests = [
+        sum(entry.get("family") == family for entry in in_steps[problem]["methods"].values())
+        for family, (problem, _) in zip(families, beside, strict=True)
+    ]
+    assert numbers("each is one of {} or {} tests alone", prose) == tests
+    said = "The {} gain, MGDA with GradDrop behind it on Transfer, holds if p is corrected for all problems"
+    assert numbers(f"{said}, but does not beat the better of the two tuned sums", prose) == [len(claimed)]
+    better, worse, none = counts(list(behind_of(in_steps).values()))
+    said = "GradDrop behind another method, against that method alone: better in {} of {} pairs and worse in {}"
+    assert numbers(said, prose) == [better, better + worse + none, worse]
+
+
+def both_sides(sides):
+    """Ours and the peer's, as they were when these trained, and now."""
+    pair = [sides["mtopt"], sides["peer"]]
+    return pair, [side["now"] for side in pair]
+
+
+def test_what_is_said_of_the_costs_of_both_versions_is_so(published, in_steps, prose):
+    pairs = words_alone(in_steps, in_steps)
+    then, now = ([r[problem]["methods"][method]["ratio"] for problem, method in pairs] for r in (published, in_steps))
+    said = r"was {} with 0\.1\.0 \(wall-clock time\), and is {} with 0\.2\.0 \(time of the processor\)"
+    assert numbers(said, prose) == pytest.approx([np.median(then), np.median(now)], abs=0.006)
+    assert np.median(then) < np.median(now)
+    versions = [{found["versions"]["mtopt"] for found in results.values()} for results in (published, in_steps)]
+    assert versions == [{"0.1.0"}, {"0.2.0"}]
+    assert all(published[name]["machine"]["cpu"] != found["machine"]["cpu"] for name, found in in_steps.items())
+    plain = [found["peers"][PLAIN] for found in published.values() if PLAIN in found.get("peers", {})]
+    old, new = ([a["ratio"] / b["ratio"] for a, b in sides] for sides in zip(*map(both_sides, plain), strict=True))
+    said = "it takes {} to {} times as long as a loop written by hand, and took {} to {} times\\."
+    assert numbers(said, prose) == pytest.approx([min(new), max(new), min(old), max(old)], abs=0.006)
+
+
+def test_what_is_said_of_the_numbers_in_equal_steps_is_so(evidence, in_steps, prose):
+    noise = max(abs(found["noise"] - 1) for found in in_steps.values())
+    assert numbers("`plain sum, again` differs from 1 by up to {} %", prose) == [round(100 * noise)]
+    census = of_family(in_steps["census"], "")
+    means = {name: scores(census, name).mean() for name in census["methods"]}
+    furthest = max(abs(mean - means[PLAIN]) for mean in means.values())
+    assert numbers("On Census-Income no method's mean is further than {} from", prose) == [round(furthest, 4)]
+
+
+def test_what_is_said_of_learning_rates_and_intervals_beside_the_methods_is_so(in_steps, prose):
+    lrs = [
+        (entry["setting"]["lr"], found["methods"][entry["partner"]]["setting"]["lr"])
+        for found in in_steps.values()
+        for entry in found["methods"].values()
+        if entry.get("family") == "one length"
+    ]
+    said = "in {} of the {} pairs the tuning chose the plain sum's learning rate anyway"
+    assert numbers(said, prose) == [sum(a == b for a, b in lrs), len(lrs)]
+    methods = in_steps["transfer"]["methods"]
+    differences = [
+        scores(in_steps["transfer"], name) - scores(in_steps["transfer"], entry["partner"])
+        for name, entry in methods.items()
+        if entry.get("family") == "whitened" and "partner" in entry
+    ]
+    half = max(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) for values in differences)
+    assert numbers("on Transfer, over {} seeds, and their 95 % intervals are up to ± {} wide", prose) == [
+        *(len(differences[0]), round(half, 3))
+    ]
+
+
+@pytest.mark.parametrize(("family", "said"), [("one length", "At one length"), ("whitened", "Whitened")])
+def test_the_text_on_what_stands_beside_the_methods_has_its_counts(evidence, in_steps, family, said):
+    page = PAGE.read_text(encoding="utf-8")
+    text = " ".join(page.split(f"\n### {said}\n", 1)[1].split("<!-- table", 1)[0].split())
+    known = beside_of(in_steps, family)
+    words = counts([word for _, word in known.values()])
+    said = "it was better in {} of {} pairs, worse in {}, and no difference was found in {}\\."
+    assert numbers(said, text) == [words[0], len(known), *words[1:]]
+    ran = list(dict.fromkeys(evidence.words.TITLES[problem] for problem, _ in known))
+    assert f"on {listed(ran)}" in text
 
 
 def test_the_text_on_each_problem_has_its_settings_and_what_its_picture_shows(evidence, published):

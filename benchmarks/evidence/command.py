@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--problems", nargs="+", choices=NAMES, help="all; with --equal steps those that are not of physics"
     )
     parser.add_argument(
-        "--beside", nargs="*", choices=FAMILIES, default=FAMILIES, help="with --equal steps: beside the methods"
+        "--beside",
+        nargs="*",
+        default=FAMILIES,
+        help="with --equal steps: what stands beside the methods, or some of it",
     )
     parser.add_argument("--methods", nargs="+", default=[], help="these alone, beside the plain sum; all, if not given")
     parser.add_argument("--seeds", type=int, default=0, help="of the tested runs; 0: 5, or 10 where runs differ more")

@@ -57,7 +57,8 @@ def partner_table(problems: Results, family: str) -> str:
         pair: f"{test.difference.mean:+.4f} {_verdict(pair, test, problems)}"
         for pair, test in with_partners(problems, family).items()
     }
-    names, methods = (list(dict.fromkeys(part)) for part in (zip(*cells, strict=True) if cells else ((), ())))
+    names = list(dict.fromkeys(problem for problem, _ in cells))
+    methods = dict.fromkeys(method for _, method in cells)
     rows = (
         (_linked(method.removesuffix(f", {family}")), *(cells.get((name, method), "") for name in names))
         for method in methods

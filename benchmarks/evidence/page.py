@@ -15,7 +15,6 @@ from .overview_tables import behind_table, gain_table, grid, partner_table
 from .peer_tables import peer_tables
 from .pictures import differences, draw_differences, draw_shares
 from .problem_tables import problem_table, sinusoid_table
-from .variants import ONE_LENGTH, WHITENED
 from .words import SINUSOIDS, TITLES
 
 FOLDER = "evidence"  # of the pictures, beside the page
@@ -46,7 +45,7 @@ def tables(results: Read, in_steps: Read | None = None) -> dict[str, str]:
     """All tables of the page, by the names of their blocks; those in equal steps if there are any."""
     problems = {name: found for name, found in results.items() if name != SINUSOIDS}
     parts = {TITLES[name]: found for name, found in results.items()}
-    parts |= {f"{TITLES[name]}, equal steps": found for name, found in (in_steps or {}).items()}
+    parts |= {f"{TITLES[name]} (equal steps)": found for name, found in (in_steps or {}).items()}
     return {
         "better": gain_table(problems),
         "all": grid(problems),
@@ -65,8 +64,7 @@ def _tables_in_steps(problems: Read) -> dict[str, str]:
         "steps: better": gain_table(problems),
         "steps: all": grid(by_family(problems)[""]),
         "steps: behind": behind_table(problems),
-        f"steps: {ONE_LENGTH}": partner_table(problems, ONE_LENGTH),
-        f"steps: {WHITENED}": partner_table(problems, WHITENED),
+        **{f"steps: {family}": partner_table(problems, family) for family in by_family(problems) if family},
         **{f"steps: {name}": problem_table(found) for name, found in problems.items()},
     }
 

@@ -41,7 +41,7 @@ class Study:
         seeds: How many; the problem's own number, if 0.
         folder: Where finished runs are kept.
         equal: What all methods have as much of: time or steps.
-        beside: The families that stand beside the methods in equal steps.
+        beside: The families, or single ones of them, that stand beside the methods in equal steps.
     """
 
     name: str
@@ -137,7 +137,8 @@ class Study:
 
     def _names(self) -> list[str]:
         families = ("", *self.beside)
-        return [name for name, method in self.methods.items() if method.family in families and self._wanted(name)]
+        kept = [name for name, method in self.methods.items() if method.family in families or name in self.beside]
+        return [name for name in kept if self._wanted(name)]
 
     def _wanted(self, name: str) -> bool:
         return not self.only or name == PLAIN or name in self.only
