@@ -261,7 +261,7 @@ def times_table() -> str:
     measured = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
     problems = [problem for problem in NAMES if problem in measured]
     ways_there = dict.fromkeys(way for problem in problems for way in measured[problem] if way != "plain sum")
-    times = {way: (measured[problem].get(way) for problem in problems) for way in ways_there}
+    times = {way: [measured[problem].get(way) for problem in problems] for way in ways_there}
     rows = [[way, *("" if time is None else f"{time:.2f}" for time in own)] for way, own in times.items()]
     return table(["", *(NAMES[problem] for problem in problems)], rows)
 

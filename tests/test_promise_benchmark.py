@@ -359,6 +359,10 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
         f"of {len(cells)} pairs of another way and a problem, {better} was better in as many steps, and {worse} were"
         in prose
     )
+    times = json.loads(promise.COSTS.read_text())["as trained"]
+    for row in table_of(page, "times"):
+        measured = [of_problem.get(row[0]) for of_problem in times.values()]
+        assert row[1:] == ["" if time is None else f"{time:.2f}" for time in measured]
     below = [row[0] for row in table_of(page, "methods") if any(re.match(r"0.*\*", cell) for cell in row[1:])]
     assert below == ["gradient norms, every 10 steps"]  # the one star below 1
     (as_one,) = (row for row in table_of(page, "as one") if row[0] == "recipe")
