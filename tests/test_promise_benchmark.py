@@ -359,6 +359,22 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
         f"of {len(cells)} pairs of another way and a problem, {better} was better in as many steps, and {worse} were"
         in prose
     )
+    soap = {row[0]: row[1:] for row in table_of(page, "soap")}
+    lower = {way: [float(c.removesuffix(r"\*")) for c in row if re.match(r"0.*\*", c)] for way, row in soap.items()}
+    swept = sorted(lower["sum, weights and rates swept"])
+    assert f"the swept sum's error falls to between {swept[0]:.2f} and {swept[5]:.2f} times on 6 of 9" in prose.replace(
+        "**", ""
+    )
+    assert f"the sum is better than Adam's sweep on {len(swept)} of 9" in prose
+    assert f"With weights 1 it is better on {len(lower['sum, weight 1'])}." in prose
+    assert f"ConFIG is better than Adam's sweep on {len(lower['ConFIG'])}." in prose
+    of_norms = len(lower["gradient norms"])
+    assert f"are better than Adam's sweep on {of_norms} of 9" in prose
+    over_soap = [
+        float(a.removesuffix(r"\*")) / float(b.removesuffix(r"\*"))
+        for a, b in zip(soap["gradient norms"], soap["sum, weights and rates swept"], strict=True)
+    ]
+    assert sum(ratio < 1.45 for ratio in over_soap) == 8
     times = json.loads(promise.COSTS.read_text())["as trained"]
     for row in table_of(page, "times"):
         measured = [of_problem.get(row[0]) for of_problem in times.values()]
@@ -376,6 +392,7 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
         assert f"a sum with equal weights on {half[0]} of 9 problems in as many steps" in text
         assert f"swept over weights, rates and Adam's β₂ on {within[0]} of 9, with" in text
         assert f"in as much time it came that close on {within[1]} of 9" in text.lower()
+        assert f"were better than Adam's swept sum on {of_norms} of 9" in text
         assert f"With the residuals of one system as one loss that is {within[0] + 1} of 9" in text
     targets = " ".join((BENCHMARKS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
     (near,) = (row for row in table_of(page, "summary") if row[0] == "recipe")
