@@ -34,14 +34,18 @@ QUICK = {"quick_digits", "quick_helmholtz", "sinusoids"}
 
 @pytest.fixture(scope="module")
 def evidence():
-    """The parts that need no module named like one of the tests'."""
+    """The parts, of which some need modules that are named like the tests'."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
+        of_tests = {name: sys.modules.pop(name) for name in ("methods", "models") if name in sys.modules}
         import blocks_of_a_page
         import problems
         import sinusoids
         from evidence import claims, methods, page, peers, pictures, runs, study, summary, training, variants, words
 
+        for name in ("methods", "models"):
+            sys.modules.pop(name, None)
+        sys.modules.update(of_tests)
         yield SimpleNamespace(
             blocks=blocks_of_a_page,
             claims=claims,
