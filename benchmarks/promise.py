@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums
+from batched import Adams, Decided, Decision, Networks, Trainings, WeightedSums, n_parameters
 from peers_of_physics import PEERS, Peer
 from problems.physics import Physics
 from promise_ways import (
@@ -132,10 +132,9 @@ def trained(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks
 
 
 def inner_of(runs: Sequence[Run], problem: Physics) -> Adams | Soaps:
-    shapes = [p.shape for p in problem.make_model().parameters()]
     if runs[0].way.endswith(SOAP):
-        return Soaps(shapes, SOAP_BETAS)
-    return Adams([(first_beta(run.way), run.beta) for run in runs], sum(shape.numel() for shape in shapes))
+        return Soaps([p.shape for p in problem.make_model().parameters()], SOAP_BETAS)
+    return Adams([(first_beta(run.way), run.beta) for run in runs], n_parameters(problem))
 
 
 def decision_of(run: Run) -> Decision:

@@ -62,9 +62,9 @@ ON_PHYSICS: dict[str, Transforms] = {
     **{f"ConFIG every {k} steps": partial(every, k) for k in (1, 5, 10, 50)},
 }
 ONE_LOSS = "ConFIG on momenta, one loss a step"
-WITH_SOAP = "sum" + SOAP
+SUM_WITH_SOAP = "sum" + SOAP
 TIMED = (
-    WITH_SOAP,
+    SUM_WITH_SOAP,
     "recipe",
     NORMS,
     SELDOM,
@@ -155,9 +155,9 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
         torch.manual_seed(0)
         model = problem.make_model()
         inner: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
-        if way == WITH_SOAP:
+        if way == SUM_WITH_SOAP:
             inner = pytorch_optimizer.SOAP(model.parameters(), betas=SOAP_BETAS, weight_decay=0.0)
-        optimizer = None if way in (PLAIN, WITH_SOAP) else _wrapped(inner, transforms_of(way, 0.9), None)
+        optimizer = None if way in (PLAIN, SUM_WITH_SOAP) else _wrapped(inner, transforms_of(way, 0.9), None)
 
         def step() -> Sample:
             start = perf_counter()

@@ -115,6 +115,12 @@ class Found:
         cells = ((problem, way, beta) for way in names for beta in betas)
         return min((cell for cell in cells if cell in self.tuned), key=self.tuned.__getitem__, default=None)
 
+    def swept(self, problem: str) -> Cell:
+        """The best of the sums with Adam."""
+        best = self.best(problem, _sums())
+        assert best is not None
+        return best
+
     def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
         """How many settings a choice was made of."""
         return sum(self.tried.get((problem, way, beta), 0) for way in names for beta in betas)
@@ -141,12 +147,12 @@ def recipe_table(found: Found) -> str:
     head = ["", "sum, weights 1, β₂ 0.999", "sum, weights 1, β₂ swept", "sum, all swept", "its weight, rate, β₂"]
     rows = []
     for problem in found.problems():
-        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), _some(found.best(problem, _sums()))
+        unswept, swept = (problem, *AS_PEOPLE_RUN_IT), found.swept(problem)
         one = _some(found.best(problem, [UNSWEPT]))
         cells = [f"{found.error(unswept):.4f} ({found.tried[unswept]})"]
         cells.append(f"{found.error(one):.4f} ({found.runs(problem, [UNSWEPT])})")
         cells.append(f"{found.error(swept):.4f} ({found.runs(problem, _sums())})")
-        cells.append(f"{swept[1].rsplit(maxsplit=1)[-1]}, {found.rates[swept]:g}, {swept[2]:g}")
+        cells.append(f"{weight_of(swept[1]):g}, {found.rates[swept]:g}, {swept[2]:g}")
         for recipe in ("recipe", "recipe" + EQUAL_TIME):
             ours = (problem, recipe, SHORT)
             cells.append(f"{found.error(ours):.4f} ({found.tried[ours]})")
@@ -207,20 +213,18 @@ def _where_apart(problem: str, way: str) -> Cell:
 
 
 def _swept_and_unswept(found: Found, problem: str) -> tuple[Cell, Cell]:
-    return _some(found.best(problem, _sums())), (problem, *AS_PEOPLE_RUN_IT)
+    return found.swept(problem), (problem, *AS_PEOPLE_RUN_IT)
 
 
 def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) -> float:
     """Of Student's t on the paired logarithms: that the ratio is beyond the limit."""
-    differences = [one - other - math.log10(limit) for one, other in zip(ours, others, strict=True)]
-    return float(stats.ttest_1samp(differences, 0.0, alternative=side).pvalue)
+    return float(stats.ttest_1samp(_differences(ours, others), math.log10(limit), alternative=side).pvalue)
 
 
 def methods_table(found: Found) -> str:
     """Each way at β₂ = 0.9 over the swept sum; a star where the two differ."""
-    named = {way: way for way in (UNSWEPT, *_of_methods(), *_rest())}
     rows = {DECAYED: _decayed(found)}
-    rows |= {name: {p: (p, way, SHORT) for p in found.problems()} for name, way in named.items()}
+    rows |= {way: {p: (p, way, SHORT) for p in found.problems()} for way in (UNSWEPT, *_of_methods(), *_rest())}
     return _over_swept(found, rows)
 
 
@@ -248,8 +252,8 @@ def _over_swept(found: Found, rows: Mapping[str, Mapping[str, Cell]]) -> str:
     """The ratios of errors, and a star where p < 0.05 after Holm's correction for all of the table."""
     problems = found.problems()
     cells = {(name, p): own[p] for name, own in rows.items() for p in problems if p in own and found.tested(own[p])}
-    swept = {problem: found.best(problem, _sums()) for problem in problems}
-    pairs = {key: (found.scores(cell), found.scores(_some(swept[key[1]]))) for key, cell in cells.items()}
+    swept = {problem: found.scores(found.swept(problem)) for problem in problems}
+    pairs = {key: (found.scores(cell), swept[key[1]]) for key, cell in cells.items()}
     differ = dict(zip(pairs, holm([paired_p(_differences(*pair)) for pair in pairs.values()]), strict=True))
     shown = {key: _ratio(*pair) + "\\*" * (differ[key] < SIGNIFICANCE) for key, pair in pairs.items()}
     lines = [[name, *(shown.get((name, problem), "") for problem in problems)] for name in rows]
@@ -296,7 +300,7 @@ def as_one_table(found: Found) -> str:
         for ending in ("", EQUAL_TIME):
             both = (problem, way + ending, SHORT), (problem, way + AS_ONE + ending, SHORT)
             if all(map(found.tested, both)):
-                swept = found.scores(_some(found.best(problem, _sums())))
+                swept = found.scores(found.swept(problem))
                 rows.append([way + ending, NAMES[problem], *(interval(found.scores(cell), swept) for cell in both)])
     return table(head, rows)
 
@@ -323,7 +327,7 @@ def harm_table(found: Found) -> str:
     for way, beta in {"swept": SHORT, **of_adam, **of_soap}.items():
         cells = []
         for problem in found.problems():
-            cell = _some(found.best(problem, _sums())) if way == "swept" else (problem, way, beta)
+            cell = found.swept(problem) if way == "swept" else (problem, way, beta)
             harm = found.harm(cell) if found.tested(cell) else None
             cells.append("" if harm is None else f"{harm:.0%}")
         if any(cells):
@@ -385,7 +389,7 @@ def _error(found: Found, cell: Cell) -> str:
 
 def interval(scores: Sequence[float], others: Sequence[float]) -> str:
     """The ratio of two errors with its 95 % interval, by Student's t on the paired logarithms."""
-    found = estimate([one - other for one, other in zip(scores, others, strict=True)])
+    found = estimate(_differences(scores, others))
     assert found is not None
     assert found.half is not None  # there are several seeds
     low, high = found.mean - found.half, found.mean + found.half

@@ -237,15 +237,6 @@ class GramianTransform(Transform):
             losses: The losses of its rows.
         """
 
-    def holds(self, losses: Losses, *, several_ranks: bool = False) -> bool:
-        """Whether the weights of before hold in this step, so that it need not see the gradients. Several ranks, which
-        may have different losses, must all find the same."""
-        return False
-
-    def held(self, losses: Losses) -> Tensor:
-        """These weights, shape `(T,)`. It moves the state as `weights` would: called once, after all checks."""
-        raise NotImplementedError
-
 
 class Stream(Protocol):
     """A row transform that takes the rows one by one, so that it need not hold them all."""

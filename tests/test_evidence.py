@@ -483,7 +483,7 @@ def made_up(evidence, seed, *, larger_is_better=True, shift=0.0, beside=False):
     }
     runs["RLW"][2] = {"seed": 2, "diverged": "a loss was not finite in step 3"}
     family_of = {name: variants.get(name, (None, ""))[1] for name in runs}
-    known = evidence.summary.by_family(runs, family_of, larger_is_better)
+    known = evidence.summary.summarize_by_family(runs, family_of, larger_is_better)
     own = {
         name: {"family": family} | ({"partner": partner} if partner else {})
         for name, (partner, family) in variants.items()

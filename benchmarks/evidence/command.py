@@ -16,6 +16,7 @@ import torch
 from checks import Results
 from data import FOLDER, DataError
 from problems import PROBLEMS, QUICK
+from problems.physics import Physics
 from report import as_json
 from rich.console import Console
 
@@ -29,8 +30,8 @@ from mtopt._comparison.progress import progress_bar
 
 BENCHMARKS = Path(__file__).parents[1]
 NAMES = [SINUSOIDS, *PROBLEMS]
-PHYSICS = ("helmholtz", "burgers")  # promise.py has them at equal steps, with wider sweeps
-IN_STEPS = [name for name in PROBLEMS if name not in PHYSICS]
+# promise.py has those of physics at equal steps, with wider sweeps.
+IN_STEPS = [name for name, kind in PROBLEMS.items() if not issubclass(kind, Physics)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

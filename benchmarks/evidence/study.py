@@ -20,7 +20,7 @@ from . import peers
 from .cost import costs_of, measured
 from .methods import AGAIN, PLAIN, TRIALS, Setting, at_edge, methods_of, settings_of
 from .runs import TUNING_SEED, Finished, Job, best, steps_in_time
-from .summary import by_family, by_task
+from .summary import by_task, summarize_by_family
 from .training import Record
 from .variants import FAMILIES, methods_and_variants
 
@@ -100,7 +100,7 @@ class Study:
         tested = self.finished.all_of([job for jobs in tests.values() for job in jobs], pool, advance)
         runs = {name: [_run(job, tested[job]) for job in jobs] for name, jobs in tests.items()}
         families = {name: self.methods[name].family for name in names}
-        summary = by_family(runs, families, self.problem.larger_is_better)
+        summary = summarize_by_family(runs, families, self.problem.larger_is_better)
 
         methods = {}
         for name, job in chosen.items():

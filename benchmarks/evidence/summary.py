@@ -45,7 +45,9 @@ def summarize(runs: Mapping[str, Runs], larger_is_better: bool) -> dict[str, Row
     return rows
 
 
-def by_family(runs: Mapping[str, Runs], families: Mapping[str, str], larger_is_better: bool) -> dict[str, Row]:
+def summarize_by_family(
+    runs: Mapping[str, Runs], families: Mapping[str, str], larger_is_better: bool
+) -> dict[str, Row]:
     """The same, with the p-values of each family of methods corrected for that family alone."""
     rows: dict[str, Row] = {}
     for family in dict.fromkeys(families[name] for name in runs):

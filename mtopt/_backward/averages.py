@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Reached:
 
 def averaged(backward: Backward, reached: Reached) -> Iterator[tuple[int, Row]]:
     """Each loss's mean rows. While they travel between the ranks, the next loss's are computed."""
-    targets, owners, here = reached.targets, reached.owners, reached.here
+    here = reached.here
     found = rows_below(
         backward.graph,
         backward.starts(),
@@ -53,19 +53,18 @@ def averaged(backward: Backward, reached: Reached) -> Iterator[tuple[int, Row]]:
         if index in backward.losses.indices:
             _, rows = next(found)
             mine = dict(zip(here, rows, strict=True))
-        rows_here = {i: (targets[i], mine.get(i)) for i in range(len(targets)) if position in owners[i]}
-        travelling = _Travelling(backward.ranks, position, rows_here)
-        travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
+        sent = [i for i, losses in enumerate(reached.owners) if position in losses]
+        travelling = _Travelling(backward.ranks, position, reached, sent, mine)
         if before is not None:
-            yield before.position, before.arrived(len(targets))
+            yield before.position, before.arrived()
         before = travelling
     if before is not None:
-        yield before.position, before.arrived(len(targets))
+        yield before.position, before.arrived()
 
 
 def mean_of_sums(backward: Backward, starts: Sequence[Tensor], reached: Reached) -> Row:
     """The mean of the gradients of all losses together, by one pass."""
-    here, targets, owners = reached.here, reached.targets, reached.owners
+    here = reached.here
     found = torch.autograd.grad(
         [gradient_edge(origin) for origin in backward.origins],
         [gradient_edge(edge) for edge in here.values()],
@@ -73,29 +72,36 @@ def mean_of_sums(backward: Backward, starts: Sequence[Tensor], reached: Reached)
         retain_graph=backward.retain_graph,
         allow_unused=True,
     )
-    mine = dict(zip(here, found, strict=True))
-    rows = {i: (target, mine.get(i)) for i, target in enumerate(targets) if owners[i]}
-    travelling = _Travelling(backward.ranks, 0, rows)
-    travelling.views.update({i: row for i, row in mine.items() if not owners[i] and row is not None})
-    return travelling.arrived(len(targets))
+    sent = [i for i, losses in enumerate(reached.owners) if losses]
+    return _Travelling(backward.ranks, 0, reached, sent, dict(zip(here, found, strict=True))).arrived()
 
 
 class _Travelling:
-    """One loss's rows on their way to their mean over the ranks: one buffer for each dtype and device."""
+    """Rows on their way to their mean over the ranks: one buffer for each dtype and device.
 
-    def __init__(self, ranks: Ranks, position: int, rows: dict[int, tuple[Tensor, Tensor | None]]) -> None:
+    Args:
+        position: Of the loss.
+        sent: The numbers of the targets that all ranks have a row of; that of a rank without one is zero.
+        rows: This rank's, by number. What no loss owns does not travel.
+    """
+
+    def __init__(
+        self, ranks: Ranks, position: int, reached: Reached, sent: Sequence[int], rows: Mapping[int, Tensor | None]
+    ) -> None:
         self.ranks = ranks
         self.position = position
+        self.n_targets = len(reached.targets)
         kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for i, (target, _) in rows.items():
+        for i in sent:
+            target = reached.targets[i]
             kinds.setdefault((target.dtype, target.device), []).append(i)
-        self.views: dict[int, Tensor] = {}
+        self.views = {i: row for i, row in rows.items() if not reached.owners[i] and row is not None}
         self.work = []
         for (dtype, device), members in kinds.items():
-            buffer = torch.empty(sum(rows[i][0].numel() for i in members), dtype=dtype, device=device)
+            buffer = torch.empty(sum(reached.targets[i].numel() for i in members), dtype=dtype, device=device)
             start = 0
             for i in members:
-                target, row = rows[i]
+                target, row = reached.targets[i], rows.get(i)
                 view = self.views[i] = buffer.as_strided(target.shape, target.stride(), start)
                 if row is None:
                     view.zero_()
@@ -105,10 +111,10 @@ class _Travelling:
                 start += target.numel()
             self.work.append(ranks.start_sum(buffer))
 
-    def arrived(self, n_targets: int) -> Row:
+    def arrived(self) -> Row:
         for work in self.work:
             self.ranks.finish(work)
-        return [self.views.get(i) for i in range(n_targets)]
+        return [self.views.get(i) for i in range(self.n_targets)]
 
 
 def check_alike(ranks: Ranks, gradients: Sequence[Tensor | None]) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from .._graph.loss_graph import Meeting
 from .._graph.sites import beside_shared
 from .._graph.taking import rows_taken
+from .._methods.holding import Holding
 from .._torch import wrappers_silent
-from .._transform import GramianTransform
 from .averages import Reached, mean_of_sums
 from .backward import Backward
 from .dot_grad import accumulate
@@ -22,7 +22,7 @@ from .taken_rows import reached_on_ranks
 WEIGHTED = "one ordinary backward pass of the weighted sum"
 
 
-def combine_weighted(backward: Backward, holding: GramianTransform, *, all_count: bool) -> Explanation | None:
+def combine_weighted(backward: Backward, holding: Holding, *, all_count: bool) -> Explanation | None:
     """The weighted sum, where weights hold in this step; else `None`, and nothing was done.
 
     Args:

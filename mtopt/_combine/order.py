@@ -9,6 +9,7 @@ from .. import _methods
 from .._checks import is_listed, kind_of, nearest
 from .._history import History
 from .._methods.every import Every
+from .._methods.holding import Holding
 from .._methods.momentum import Momentum
 from .._methods.whitening import Whitening
 from .._transform import GramianTransform, LossWeighting, RowTransform, Transform
@@ -33,12 +34,12 @@ class Order:
         return next((transform for transform in self.gradients if isinstance(transform, Every)), None)
 
     @property
-    def holding(self) -> GramianTransform | None:
+    def holding(self) -> Holding | None:
         """What alone decides on the gradients, and so may let its weights hold in a step that does not see them."""
         if self.histories or len(self.gradients) != 1:
             return None
         (transform,) = self.gradients
-        return transform if isinstance(transform, GramianTransform) else None
+        return transform if isinstance(transform, Holding) else None
 
     @property
     def at_parameters_alone(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._draws import Draws
+from .._methods.holding import Holding
 from .._ranks import Ranks
 from .._transform import GramianTransform, HistoryTransform, Losses, LossWeighting, RowTransform, Site, Transform
 from .block import Metric
@@ -101,7 +102,7 @@ class Pipeline:
         return any(isinstance(transform, GramianTransform) for transform in self.gradient_transforms)
 
     @property
-    def holding(self) -> GramianTransform | None:
+    def holding(self) -> Holding | None:
         """Whose weights may hold in this step without a look at the gradients, if no Monitor looks."""
         looked_at = self.watch is not None and self.watch.due
         return None if looked_at or self.length.given is not None else self.order.holding

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .._checks import check_count, check_share
 from .._transform import GramianTransform, Losses
+from .holding import Holding
 from .settings import check_which, indices_of
 from .state import Calls, PerLoss
 
 
-class Annealing(GramianTransform):
+class Annealing(GramianTransform, Holding):
     r"""Learning-rate annealing of physics-informed networks: every other loss is brought up to the residual.
 
     $$\hat\lambda_i = \frac{\max |g_r|}{\text{mean} |g_i|}, \qquad

@@ -10,10 +10,11 @@ from torch import Tensor
 from .._checks import check_count, kind_of
 from .._transform import GramianTransform, Losses
 from .around import Around
+from .holding import Holding
 from .state import Count, PerLoss
 
 
-class Every(Around):
+class Every(Around, Holding):
     r"""Lets a method choose weights in every k-th step. Other steps take one backward pass of the weighted sum.
 
     With T losses at parameters, a step costs about $1 + (T - 1) / k$ backward passes of the shared part, instead of T.
@@ -62,8 +63,7 @@ class Every(Around):
     def holds(self, losses: Losses, *, several_ranks: bool = False) -> bool:
         if self.last.n_losses == 0 or self.since.number >= self.steps - 1:
             return False
-        last = self.last.numbers.tolist()
-        return not any(math.isnan(last[i]) for i in (range(len(last)) if several_ranks else losses.indices))
+        return not any(map(math.isnan, self.last.listed(losses, all_losses=several_ranks)))
 
     def held(self, losses: Losses) -> Tensor:
         self.since.number += 1

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from .._checks import check_beta, check_count, check_one_of, check_positive, check_share
 from .._transform import GramianTransform, Losses
+from .holding import Holding
 from .state import Calls, PerLoss
 
 
-class GradientNorms(GramianTransform):
+class GradientNorms(GramianTransform, Holding):
     r"""Weights by gradient norms: scale each gradient to the mean of their lengths, by a running average.
 
     $$\hat\lambda_i = \frac{\frac{1}{T} \sum_j \|g_j\|}{\|g_i\|}, \qquad

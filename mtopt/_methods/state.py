@@ -40,6 +40,11 @@ class PerLoss:
         numbers = self._on_device(losses)
         return numbers.clone() if len(losses) == len(numbers) else numbers[list(losses.indices)]
 
+    def listed(self, losses: Losses, *, all_losses: bool) -> list[float]:
+        """The same as plain numbers, or those of all losses, whichever are present."""
+        numbers: list[float] = self.numbers.tolist()
+        return numbers if all_losses else [numbers[index] for index in losses.indices]
+
     def keep(self, losses: Losses, numbers: Tensor) -> None:
         """Replace the numbers of the losses present."""
         self._on_device(losses)[list(losses.indices)] = numbers.to(self.numbers)
@@ -82,8 +87,7 @@ class Calls(PerLoss):
         """Whether no number moves now; on several ranks, none of any loss, as each may have others."""
         if self.period == 1 or self.n_losses == 0:
             return False
-        before = self.numbers.tolist()
-        return all(before[i] % self.period for i in (range(len(before)) if several_ranks else losses.indices))
+        return all(before % self.period for before in self.listed(losses, all_losses=several_ranks))
 
 
 class Count:
