@@ -11,16 +11,8 @@ from statistics import fmean
 
 from blocks_of_a_page import fill
 from markdown_tables import table
-from promise import (
-    COSTS,
-    TESTING,
-    Cell,
-    Done,
-    Run,
-    best_rates,
-    finished,
-    scores_by_rate,
-)
+from promise import COSTS, Cell, finished
+from promise_found import NAMES, Found, all_sums
 from promise_ways import (
     AS_ONE,
     AS_PEOPLE_RUN_IT,
@@ -41,7 +33,6 @@ from promise_ways import (
     SOAP,
     SOAP_BETAS,
     SOAP_WEIGHTS,
-    WEIGHTS,
     WHITENED,
     WITH_SOAP,
     decay_of,
@@ -57,89 +48,17 @@ from mtopt._comparison.statistics import SIGNIFICANCE, estimate, holm, paired_p
 UNSWEPT = AS_PEOPLE_RUN_IT[0]
 SHORT = BETAS[0]
 DECAYED = "sum, all swept, weight decay"
-NAMES = {
-    "helmholtz": "Helmholtz",
-    "burgers": "Burgers",
-    "poisson": "Poisson",
-    "heat": "Heat",
-    "wave": "Wave",
-    "convection": "Convection",
-    "allen-cahn": "Allen–Cahn",
-    "kovasznay": "Kovasznay",
-    "sharp-burgers": "Burgers, sharp",
-}
-
-
-class Found:
-    """The tested scores, log10 of the error, one for each seed: and what the tuning chose."""
-
-    def __init__(self, done: Done) -> None:
-        self.done = done
-        self.rates = best_rates(done)
-        by_rate = scores_by_rate(done)
-        self.tuned = {cell: min(scores.values()) for cell, scores in by_rate.items()}
-        self.tried = {cell: len(scores) for cell, scores in by_rate.items()}
-
-    def problems(self) -> list[str]:
-        """Those that were trained, in the order of the tables."""
-        trained = {problem for problem, *_ in self.rates}
-        return [problem for problem in NAMES if problem in trained]
-
-    def tested(self, cell: Cell) -> bool:
-        problem, way, beta = cell
-        return cell in self.rates and all(Run(problem, way, self.rates[cell], beta, s) in self.done for s in TESTING)
-
-    def scores(self, cell: Cell) -> list[float]:
-        problem, way, beta = cell
-        rate = self.rates[cell]
-        return [float(self.done[Run(problem, way, rate, beta, seed)]["score"]) for seed in TESTING]
-
-    def steps(self, cell: Cell) -> int:
-        """How many each of its tested trainings took."""
-        problem, way, beta = cell
-        (steps,) = {int(self.done[Run(problem, way, self.rates[cell], beta, seed)]["steps"]) for seed in TESTING}
-        return steps
-
-    def error(self, cell: Cell) -> float:
-        """The geometric mean over the seeds."""
-        return float(10 ** fmean(self.scores(cell)))
-
-    def harm(self, cell: Cell) -> float | None:
-        """In which share of the looks the step raised the loss that it raised most often."""
-        problem, way, beta = cell
-        raised = [self.done[Run(problem, way, self.rates[cell], beta, seed)]["raised"] for seed in TESTING]
-        return fmean(max(each.values()) for each in raised) if all(raised) else None
-
-    def best(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> Cell | None:
-        """The way and memory with the lowest error of the tuning; `None` if there is none."""
-        cells = ((problem, way, beta) for way in names for beta in betas)
-        return min((cell for cell in cells if cell in self.tuned), key=self.tuned.__getitem__, default=None)
-
-    def swept(self, problem: str) -> Cell:
-        """The best of the sums with Adam."""
-        best = self.best(problem, _sums())
-        assert best is not None
-        return best
-
-    def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
-        """How many settings a choice was made of."""
-        return sum(self.tried.get((problem, way, beta), 0) for way in names for beta in betas)
 
 
 def publish(results: Path, docs: Path) -> None:
     found = Found(finished(results))
     blocks = {"recipe": recipe_table(found), "ratios": ratios_table(found, "recipe")}
     blocks |= {"summary": summary_table(found), "seldom": ratios_table(found, SELDOM), "times": times_table()}
-    blocks |= {"as one": as_one_table(found)}
-    blocks |= {"methods": methods_table(found), "soap": soap_table(found), "harm": harm_table(found)}
+    blocks |= {"as one": as_one_table(found), "methods": methods_table(found), "in time": in_time_table(found)}
+    blocks |= {"soap": soap_table(found), "harm": harm_table(found), "endings": endings_table(found)}
     blocks |= {"whitening": whitening_table(found), "pairs": pairs_table(found)}
-    blocks |= {"endings": endings_table(found)}
     blocks |= {f"promise {problem}": errors_table(found, problem) for problem in found.problems()}
     fill(docs / "physics.md", blocks)
-
-
-def _sums() -> list[str]:
-    return [sum_of(weight) for weight in (*WEIGHTS, *MORE_WEIGHTS)]
 
 
 def recipe_table(found: Found) -> str:
@@ -151,7 +70,7 @@ def recipe_table(found: Found) -> str:
         one = _some(found.best(problem, [UNSWEPT]))
         cells = [f"{found.error(unswept):.4f} ({found.tried[unswept]})"]
         cells.append(f"{found.error(one):.4f} ({found.runs(problem, [UNSWEPT])})")
-        cells.append(f"{found.error(swept):.4f} ({found.runs(problem, _sums())})")
+        cells.append(f"{found.error(swept):.4f} ({found.runs(problem, all_sums())})")
         cells.append(f"{weight_of(swept[1]):g}, {found.rates[swept]:g}, {swept[2]:g}")
         for recipe in ("recipe", "recipe" + EQUAL_TIME):
             ours = (problem, recipe, SHORT)
@@ -228,13 +147,22 @@ def methods_table(found: Found) -> str:
     return _over_swept(found, rows)
 
 
+def in_time_table(found: Found) -> str:
+    """Those that were trained for as long as the swept sum, over it."""
+    names = [way for way in ways() if way.endswith(EQUAL_TIME)]
+    return _over_swept(
+        found, {way.removesuffix(EQUAL_TIME): {p: (p, way, SHORT) for p in found.problems()} for way in names}
+    )
+
+
 def soap_table(found: Found) -> str:
     """Each way with SOAP over Adam's swept sum; a star where the two differ."""
     beta, problems = SOAP_BETAS[1], found.problems()
     sums = [sum_of(weight) + SOAP for weight in (*SOAP_WEIGHTS, *MORE_WEIGHTS)]
     rows = {UNSWEPT: {p: (p, UNSWEPT + SOAP, beta) for p in problems}}
     rows |= {"sum, weights and rates swept": {p: cell for p in problems if (cell := found.best(p, sums, [beta]))}}
-    rows |= {way: {p: (p, way + SOAP, beta) for p in problems} for way in WITH_SOAP}
+    with_soap = [*WITH_SOAP, NORMS + AS_ONE, SELDOM + AS_ONE]
+    rows |= {way: {p: (p, way + SOAP, beta) for p in problems} for way in with_soap}
     return _over_swept(found, rows)
 
 
@@ -242,7 +170,7 @@ def _decayed(found: Found) -> dict[str, Cell]:
     """The best decay behind the best sum of each problem."""
     cells = {}
     for problem in found.problems():
-        names = [f"{way}{DECAY} {decay:g}" for way in _sums() for decay in DECAYS]
+        names = [f"{way}{DECAY} {decay:g}" for way in all_sums() for decay in DECAYS]
         if best := found.best(problem, names):
             cells[problem] = best
     return cells

@@ -52,7 +52,7 @@ ON_MOMENTA, IN_TURN, EQUAL_TIME, SOAP, DECAY = ", on momenta", ", one loss a ste
 AS_ONE = ", residuals as one"
 BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
 NORMS, SELDOM = "gradient norms", "gradient norms, every 10 steps"
-WITH_SOAP = (NORMS, "ConFIG", "UPGrad", "GradDrop")
+WITH_SOAP = (NORMS, SELDOM, "ConFIG", "UPGrad", "GradDrop")
 AS_PEOPLE_RUN_IT = (f"{SUM}, weight 1", 0.999)
 
 # Chosen on these two problems, of some thirty lists that were tried on them with two seeds (docs/physics.md). The one
@@ -70,14 +70,17 @@ def ways(problem: str = "") -> list[str]:
     """All that is compared on a problem, but for the sums that are tried because of what others gave."""
     sums = [sum_of(weight) for weight in WEIGHTS]
     whitened = [name + ending for name in METHODS for ending in ("", WHITENED)]
+    methods = [NORMS, SELDOM, *whitened]
+    in_time = [way + EQUAL_TIME for way in methods]
     momenta = [name + ON_MOMENTA for name in METHODS]
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
     with_soap = [*(sum_of(weight) + SOAP for weight in SOAP_WEIGHTS), *(name + SOAP for name in WITH_SOAP)]
     recipes = ["recipe", "recipe" + EQUAL_TIME]
-    some = [*sums, NORMS, SELDOM, SELDOM + EQUAL_TIME, *whitened, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
+    some = [*sums, *methods, *in_time, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
     if problem and (PROBLEMS | OTHERS)[problem].n_residuals > 1:
         recipes += [way + AS_ONE + ending for way in ("recipe", SELDOM) for ending in ("", EQUAL_TIME)]
         recipes += [way + AS_ONE for way in (NORMS, *whitened)]
+        recipes += [way + AS_ONE + SOAP for way in (NORMS, SELDOM)]
     return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
 
 
@@ -137,7 +140,7 @@ def weights_of(way: str, problem: Physics) -> list[float]:
 
 def transforms_of(way: str, beta: float) -> list[mtopt.Transform]:
     """A list of transforms for one run; its whitening has the inner optimizer's memory."""
-    way = way.removesuffix(EQUAL_TIME).removesuffix(AS_ONE).removesuffix(SOAP)
+    way = way.removesuffix(EQUAL_TIME).removesuffix(SOAP).removesuffix(AS_ONE)
     if way in RECIPES:
         return RECIPES[way](beta)
     if way == NORMS:

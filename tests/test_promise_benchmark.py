@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def promise(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    ours = "promise", "promise_page", "promise_ways", "batched", "soap", "peers_of_physics", "problems"
+    ours = "promise", "promise_found", "promise_page", "promise_ways", "batched", "soap", "peers_of_physics", "problems"
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         monkeypatch.delitem(sys.modules, name)
     import promise
@@ -235,6 +235,7 @@ def test_the_tables_of_the_page_have_what_was_found(promise, ways, tmp_path):
     assert r"| recipe, equal time | Kovasznay |" + " 1.10 (1.10 to 1.10) |" * 2 in text
     assert "| sum, weights and rates swept |" + " 1.00 |" * 9 in text
     assert "| ConFIG, whitened |" + " 0.50 |" * 10 in text
+    assert text.split("<!-- table: in time -->")[1].count("| ConFIG, whitened |" + " 1.00 |" * 9) == 1
     assert "| GradDrop, on momenta |" + " 3.00 |" * 10 in text
     for recipe in ("recipe", "recipe, residuals as one"):
         assert f"| {recipe} | 3 |" + " 7 of 7 | 1.10 | 7 of 7 |" * 2 in text
