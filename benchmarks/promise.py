@@ -132,7 +132,7 @@ def trained(runs: Sequence[Run], problem: Physics, steps: int) -> tuple[Networks
 
 
 def inner_of(runs: Sequence[Run], problem: Physics) -> Adams | Soaps:
-    if runs[0].way.endswith(SOAP):
+    if SOAP in runs[0].way:
         return Soaps([p.shape for p in problem.make_model().parameters()], SOAP_BETAS)
     return Adams([(first_beta(run.way), run.beta) for run in runs], n_parameters(problem))
 
@@ -178,7 +178,7 @@ def _kinds(runs: Sequence[Run]) -> Iterable[Sequence[Run]]:
     kinds: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         steps = steps_of(run.way, run.problem, STEPS)
-        apart = run.way.startswith(SUM), run.way in PEERS, run.way.endswith(SOAP), AS_ONE in run.way
+        apart = run.way.startswith(SUM), run.way in PEERS, SOAP in run.way, AS_ONE in run.way
         kinds[run.problem, steps, *apart].append(run)
     return kinds.values()
 

@@ -70,6 +70,7 @@ TIMED = (
     SELDOM,
     "recipe" + AS_ONE,
     SELDOM + AS_ONE,
+    *(way + ending + SOAP for ending in ("", AS_ONE) for way in (NORMS, SELDOM)),
     *(name + ending for name in METHODS for ending in ("", WHITENED, ON_MOMENTA)),
 )
 
@@ -155,7 +156,7 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
         torch.manual_seed(0)
         model = problem.make_model()
         inner: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), betas=(first_beta(way), 0.9))
-        if way == SUM_WITH_SOAP:
+        if SOAP in way:
             inner = pytorch_optimizer.SOAP(model.parameters(), betas=SOAP_BETAS, weight_decay=0.0)
         optimizer = None if way in (PLAIN, SUM_WITH_SOAP) else _wrapped(inner, transforms_of(way, 0.9), None)
 
@@ -172,8 +173,8 @@ def as_trained(name: str) -> dict[str, Callable[[], Sample]]:
 
         return several(step, TIMES)
 
-    several = (PROBLEMS | OTHERS)[name].n_residuals > 1
-    return {way: cell(way) for way in (PLAIN, *TIMED) if several or AS_ONE not in way}
+    is_system = (PROBLEMS | OTHERS)[name].n_residuals > 1
+    return {way: cell(way) for way in (PLAIN, *TIMED) if is_system or AS_ONE not in way}
 
 
 def kept(transforms: Transforms, n_losses: int) -> float:

@@ -149,7 +149,7 @@ def methods_table(found: Found) -> str:
 
 def in_time_table(found: Found) -> str:
     """Those that were trained for as long as the swept sum, over it."""
-    names = [way for way in ways() if way.endswith(EQUAL_TIME)]
+    names = [way for way in ways() if way.endswith(EQUAL_TIME) and SOAP not in way]
     return _over_swept(
         found, {way.removesuffix(EQUAL_TIME): {p: (p, way, SHORT) for p in found.problems()} for way in names}
     )
@@ -161,8 +161,9 @@ def soap_table(found: Found) -> str:
     sums = [sum_of(weight) + SOAP for weight in (*SOAP_WEIGHTS, *MORE_WEIGHTS)]
     rows = {UNSWEPT: {p: (p, UNSWEPT + SOAP, beta) for p in problems}}
     rows |= {"sum, weights and rates swept": {p: cell for p in problems if (cell := found.best(p, sums, [beta]))}}
-    with_soap = [*WITH_SOAP, NORMS + AS_ONE, SELDOM + AS_ONE]
-    rows |= {way: {p: (p, way + SOAP, beta) for p in problems} for way in with_soap}
+    for way in (*WITH_SOAP, NORMS + AS_ONE, SELDOM + AS_ONE):
+        for ending in ("", EQUAL_TIME):
+            rows[way + ending] = {p: (p, way + SOAP + ending, beta) for p in problems}
     return _over_swept(found, rows)
 
 

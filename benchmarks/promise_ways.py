@@ -75,12 +75,13 @@ def ways(problem: str = "") -> list[str]:
     momenta = [name + ON_MOMENTA for name in METHODS]
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
     with_soap = [*(sum_of(weight) + SOAP for weight in SOAP_WEIGHTS), *(name + SOAP for name in WITH_SOAP)]
+    with_soap += [way + SOAP + EQUAL_TIME for way in (NORMS, SELDOM)]
     recipes = ["recipe", "recipe" + EQUAL_TIME]
     some = [*sums, *methods, *in_time, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
     if problem and (PROBLEMS | OTHERS)[problem].n_residuals > 1:
         recipes += [way + AS_ONE + ending for way in ("recipe", SELDOM) for ending in ("", EQUAL_TIME)]
         recipes += [way + AS_ONE for way in (NORMS, *whitened)]
-        recipes += [way + AS_ONE + SOAP for way in (NORMS, SELDOM)]
+        recipes += [way + AS_ONE + SOAP + ending for way in (NORMS, SELDOM) for ending in ("", EQUAL_TIME)]
     return [*some, *recipes] if problem in OTHERS else [*some, *by_pairs, *recipes, "recipe, power 1.2"]
 
 
@@ -93,7 +94,7 @@ def problem_of(name: str, way: str) -> Physics:
 def memories(problem: str, way: str) -> Sequence[float]:
     """The β₂ that are tried. The sums have each; the recipe and most methods have, too, on the problems of the choice.
     All else has the shortest, which was the best there, and SOAP its authors'."""
-    if way.endswith(SOAP):
+    if SOAP in way:
         return SOAP_BETAS[1:]
     several = {"recipe", *(name + ending for name in AT_EACH_MEMORY for ending in ("", WHITENED, WHITENED + PAIRS))}
     return BETAS if way.startswith(SUM) or (problem in PROBLEMS and way in several) else BETAS[:1]
@@ -107,7 +108,7 @@ def kind_of_sum(way: str) -> str | None:
     """Sums of one kind have rivals of that kind: the ending of the name; `None` if it is no sum."""
     if not way.startswith(SUM):
         return None
-    return SOAP if way.endswith(SOAP) else DECAY if DECAY in way else ""
+    return SOAP if SOAP in way else DECAY if DECAY in way else ""
 
 
 def heavier_than(kind: str) -> list[tuple[str, str]]:

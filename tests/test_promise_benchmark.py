@@ -19,7 +19,17 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def promise(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    ours = "promise", "promise_found", "promise_page", "promise_ways", "batched", "soap", "peers_of_physics", "problems"
+    ours = (
+        "promise",
+        "promise_cost",
+        "promise_found",
+        "promise_page",
+        "promise_ways",
+        "batched",
+        "soap",
+        "peers_of_physics",
+        "problems",
+    )
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         monkeypatch.delitem(sys.modules, name)
     import promise
@@ -304,6 +314,24 @@ def test_a_trial_tells_of_every_way_and_leaves_the_results_alone(promise, ways):
     assert "poisson: relative L2 error" in found.stdout.replace("\n", " ")
     assert set(" ".join(shown).split()) >= {word for way in ways.ways("poisson") for word in way.split()}
     assert promise.RESULTS.read_bytes() == before
+
+
+def test_every_way_whose_step_is_timed_takes_steps(promise, ways):
+    """On a system, which has all of them, and on one equation, which has no residuals to add up."""
+    import promise_cost
+
+    for name, of_residuals in (("kovasznay", True), ("poisson", False)):
+        steps = promise_cost.as_trained(name)
+        assert any("as one" in way for way in steps) == of_residuals
+        assert steps.keys() >= {"plain sum", "sum, SOAP", "gradient norms, SOAP", *ways.METHODS}
+        assert all(take().step > 0 for take in steps.values())
+
+
+def test_what_takes_as_much_time_as_the_sum_has_been_timed(promise, ways):
+    for problem in (*promise.PROBLEMS, *promise.OTHERS):
+        in_time = [way for way in ways.ways(problem) if way.endswith("equal time")]
+        assert len(in_time) > 15
+        assert all(300 < promise.steps_of(way, problem, 1500) < 1500 for way in in_time)
 
 
 def test_the_page_on_the_optimizer_has_the_times_that_were_measured(promise):
