@@ -104,7 +104,8 @@ def summary_table(found: Found) -> str:
     head = ["", "settings", "equal steps: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
     head += ["equal time: ≤ 1.2 × all swept", "mean ratio", "≤ 0.5 × weights 1, β₂ 0.999"]
     rows = []
-    for way in (UNSWEPT, SELDOM, SELDOM + AS_ONE, "recipe", "recipe" + AS_ONE):
+    with_soap = (way + ending + SOAP for way in (SELDOM, NORMS) for ending in ("", AS_ONE))
+    for way in (UNSWEPT, SELDOM, SELDOM + AS_ONE, "recipe", "recipe" + AS_ONE, *with_soap):
         row: list[str] = []
         tried: set[int] = set()
         for ending in ("",) if way == UNSWEPT else ("", EQUAL_TIME):
@@ -128,7 +129,7 @@ def summary_table(found: Found) -> str:
 def _where_apart(problem: str, way: str) -> Cell:
     """One residual is one loss already."""
     several = (PROBLEMS | OTHERS)[problem].n_residuals > 1
-    return problem, way if several else way.replace(AS_ONE, ""), SHORT
+    return problem, way if several else way.replace(AS_ONE, ""), SOAP_BETAS[1] if SOAP in way else SHORT
 
 
 def _swept_and_unswept(found: Found, problem: str) -> tuple[Cell, Cell]:
