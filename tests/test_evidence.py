@@ -957,9 +957,19 @@ def test_what_is_said_of_learning_rates_and_intervals_beside_the_methods_is_so(i
         if entry.get("family") == "whitened" and "partner" in entry
     ]
     half = max(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) for values in differences)
-    assert numbers("on Transfer, over {} seeds, and their 95 % intervals are up to ± {} wide", prose) == [
+    assert numbers("On Transfer, over {} seeds, their 95 % intervals are up to ± {} wide", prose) == [
         *(len(differences[0]), round(half, 3))
     ]
+
+
+DIFFER = {
+    "one length": {
+        ("yeast", "Random GradDrop, one length", "better"),
+        *((problem, "MGDA, one length", "worse") for problem in ("yeast", "transfer")),
+        ("yeast", "MGDA, then GradDrop, one length", "worse"),
+    },
+    "whitened": {("yeast", f"{method}, whitened", "better") for method in ("PCGrad", "UPGrad")},
+}  # as the page tells it
 
 
 @pytest.mark.parametrize(("family", "said"), [("one length", "At one length"), ("whitened", "Whitened")])
@@ -970,6 +980,13 @@ def test_the_text_on_what_stands_beside_the_methods_has_its_counts(evidence, in_
     words = counts([word for _, word in known.values()])
     said = "it was better in {} of {} pairs, worse in {}, and no difference was found in {}\\."
     assert numbers(said, text) == [words[0], len(known), *words[1:]]
+    differ = {(*pair, word) for pair, (_, word) in known.items() if word in ("better", "worse")}
+    assert differ == DIFFER[family]
+    rates = {method: entry["setting"]["lr"] for method, entry in in_steps["yeast"]["methods"].items()}
+    assert rates["Random GradDrop"] < rates["Random GradDrop, one length"]
+    gains = [known[pair][0] for pair in known if (*pair, "better") in differ and family == "whitened"]
+    assert all(difference < 0.002 for difference in gains)
+    assert {(*pair, "better") for pair in gains_of(in_steps)}.isdisjoint(differ)
     ran = list(dict.fromkeys(evidence.words.TITLES[problem] for problem, _ in known))
     assert f"on {listed(ran)}" in text
 
