@@ -9,9 +9,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -372,6 +374,30 @@ def table_of(page, name):
     return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines if re.match(r"\| \w", line)]
 
 
+def test_no_difference_was_found_to_the_library_of_config(promise, ways):
+    """Of the method alone, and of one loss a step on momenta."""
+    page = (BENCHMARKS.parent / "docs" / "physics.md").read_text(encoding="utf-8")
+    done = promise.finished(promise.RESULTS)
+    rates = promise.best_rates(done)
+
+    def errors(problem, way):
+        runs = (promise.Run(problem, way, rates[problem, way, 0.9], 0.9, seed) for seed in promise.TESTING)
+        return [done[run]["score"] for run in runs]
+
+    problems = (*promise.PROBLEMS, *promise.OTHERS)
+    ours = "ConFIG", "ConFIG, one loss a step"
+    tests = [
+        stats.ttest_rel(errors(problem, way), errors(problem, peer)).pvalue
+        for way, peer in zip(ours, ways.PEERS, strict=True)
+        for problem in problems
+    ]
+    assert len(tests) == 18
+    assert min(tests) * 18 > 0.05  # the least p of Holm's method
+    assert "of 18 pairs, ConFIG and one loss a step on nine problems, no difference was found in 18" in " ".join(
+        page.split()
+    )
+
+
 def test_the_page_on_physics_says_what_its_tables_say(promise):
     """The ratios of the table, counted anew."""
     page = (BENCHMARKS.parent / "docs" / "physics.md").read_text(encoding="utf-8")
@@ -413,6 +439,20 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
         assert row[1:] == ["" if time is None else f"{time:.2f}" for time in measured]
     below = [row[0] for row in table_of(page, "methods") if any(re.match(r"0.*\*", cell) for cell in row[1:])]
     assert below == ["gradient norms, every 10 steps"]  # the one star below 1
+    mean = {row[0]: row[-1] for row in table_of(page, "endings")}
+    said = re.search(
+        r"have ([\d.]+), ([\d.]+) and ([\d.]+) times .*?, UPGrad ([\d.]+), PCGrad ([\d.]+) and GradDrop ([\d.]+)\.",
+        prose,
+    )
+    order = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "PCGrad", "GradDrop")
+    assert list(said.groups()) == [mean[f"{method}, on momenta"] for method in order]
+    over = {row[0]: [float(cell.removesuffix(r"\*")) for cell in row[1:]] for row in table_of(page, "methods")}
+    near = sum(ratio <= 1.2 for ratio in over["ConFIG, on momenta"])
+    assert f"ConFIG on momenta is within 1.2 times of the sweep on {near} of 9" in prose
+    in_turn = fmean(
+        math.log(a / b) for a, b in zip(over["ConFIG, one loss a step"], over["ConFIG, on momenta"], strict=True)
+    )
+    assert f"{math.exp(in_turn):.1f} times the error of ConFIG on momenta" in prose
     (as_one,) = (row for row in table_of(page, "as one") if row[0] == "recipe")
     assert float(as_one[3].split()[0]) <= 1.2 < float(as_one[2].split()[0])
     by_name = {row[0]: row for row in rows}
