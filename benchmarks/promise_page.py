@@ -297,9 +297,9 @@ def errors_table(found: Found, problem: str) -> str:
     head = ["way", *(f"β₂ {beta:g}" for beta in betas)]
     trained = {way for of, way, _ in found.rates if of == problem}
     sums = [way for way in trained if kind_of_sum(way) is not None]
-    order = {way: i for i, way in enumerate([*_by_weight(sums), *ways(problem)])}
+    in_order = dict.fromkeys([*_by_weight(sums), *ways(problem), *sorted(trained)])
     rows = []
-    for way in sorted(trained, key=lambda way: order.get(way, len(order))):
+    for way in filter(trained.__contains__, in_order):
         cells = [_error(found, (problem, way, beta)) for beta in betas]
         if any(cells):
             rows.append([way, *cells])
