@@ -92,7 +92,8 @@ def steps_of(way: str, problem: str, steps: int) -> int:
     if not way.endswith(EQUAL_TIME):
         return steps
     times = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
-    return round(steps / float(times[problem][way.removesuffix(EQUAL_TIME)]))
+    timed = SUM + SOAP if way.startswith(SUM) else way.removesuffix(EQUAL_TIME)
+    return round(steps / float(times[problem][timed]))
 
 
 def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:
@@ -209,7 +210,7 @@ def cells(problems: Sequence[str]) -> Iterator[Cell]:
 
 def heavier(problems: Sequence[str], tried: Tried) -> Iterator[Cell]:
     """Sums with more weight, as long as the heaviest that was tried is the best."""
-    for problem, kind in itertools.product(problems, ("", SOAP)):
+    for problem, kind in itertools.product(problems, ("", SOAP, SOAP + EQUAL_TIME)):
         if best := best_sum(problem, kind, tried):
             for lighter, way in heavier_than(kind):
                 if weight_of(best[1]) >= weight_of(lighter):

@@ -74,8 +74,9 @@ def ways(problem: str = "") -> list[str]:
     in_time = [way + EQUAL_TIME for way in methods]
     momenta = [name + ON_MOMENTA for name in METHODS]
     by_pairs = [name + WHITENED + PAIRS for name in BY_PAIRS]
-    with_soap = [*(sum_of(weight) + SOAP for weight in SOAP_WEIGHTS), *(name + SOAP for name in WITH_SOAP)]
-    with_soap += [way + SOAP + EQUAL_TIME for way in (NORMS, SELDOM)]
+    sums_with_soap = [sum_of(weight) + SOAP for weight in SOAP_WEIGHTS]
+    with_soap = [*sums_with_soap, *(name + SOAP for name in WITH_SOAP)]
+    with_soap += [way + EQUAL_TIME for way in (*sums_with_soap, NORMS + SOAP, SELDOM + SOAP)]
     recipes = ["recipe", "recipe" + EQUAL_TIME]
     some = [*sums, *methods, *in_time, *momenta, "ConFIG" + IN_TURN, *PEERS, *with_soap]
     if problem and (PROBLEMS | OTHERS)[problem].n_residuals > 1:
@@ -108,12 +109,14 @@ def kind_of_sum(way: str) -> str | None:
     """Sums of one kind have rivals of that kind: the ending of the name; `None` if it is no sum."""
     if not way.startswith(SUM):
         return None
-    return SOAP if SOAP in way else DECAY if DECAY in way else ""
+    if DECAY in way:
+        return DECAY
+    return way.removeprefix(sum_of(weight_of(way)))
 
 
 def heavier_than(kind: str) -> list[tuple[str, str]]:
     """Pairs of sums: the second is tried where the best weight is the first's, or more."""
-    last = {"": WEIGHTS[-1], SOAP: SOAP_WEIGHTS[-1]}[kind]
+    last = (SOAP_WEIGHTS if SOAP in kind else WEIGHTS)[-1]
     names = [sum_of(weight) + kind for weight in (last, *MORE_WEIGHTS)]
     return list(itertools.pairwise(names))
 
