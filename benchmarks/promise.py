@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,7 @@ from promise_ways import (
     SOAP,
     SOAP_BETAS,
     SUM,
+    SUM_WITH_SOAP,
     decay_of,
     first_beta,
     heavier_than,
@@ -91,9 +92,15 @@ def steps_of(way: str, problem: str, steps: int) -> int:
     """Fewer than those of the sum, where a way has its time alone."""
     if not way.endswith(EQUAL_TIME):
         return steps
-    times = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
-    timed = SUM + SOAP if way.startswith(SUM) else way.removesuffix(EQUAL_TIME)
-    return round(steps / float(times[problem][timed]))
+    timed = SUM_WITH_SOAP if way.startswith(SUM) else way.removesuffix(EQUAL_TIME)
+    return round(steps / times_of_steps()[problem][timed])
+
+
+@cache
+def times_of_steps() -> dict[str, dict[str, float]]:
+    """Of each problem's ways, over the plain sum's, as `promise_cost.py` measured them."""
+    times: dict[str, dict[str, float]] = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
+    return times
 
 
 def train(runs: Sequence[Run], steps: int = STEPS) -> list[dict[str, Any]]:

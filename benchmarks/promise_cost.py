@@ -30,6 +30,7 @@ from promise_ways import (
     SELDOM,
     SOAP,
     SOAP_BETAS,
+    SUM_WITH_SOAP,
     WHITENED,
     first_beta,
     problem_of,
@@ -62,7 +63,6 @@ ON_PHYSICS: dict[str, Transforms] = {
     **{f"ConFIG every {k} steps": partial(every, k) for k in (1, 5, 10, 50)},
 }
 ONE_LOSS = "ConFIG on momenta, one loss a step"
-SUM_WITH_SOAP = "sum" + SOAP
 TIMED = (
     SUM_WITH_SOAP,
     "recipe",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from promise import TESTING, Cell, Done, Run, best_rates, scores_by_rate
-from promise_ways import BETAS, MORE_WEIGHTS, WEIGHTS, sum_of
+from promise_ways import BETAS, MORE_WEIGHTS, SOAP, SOAP_BETAS, WEIGHTS, sum_of
 
 NAMES = {
     "helmholtz": "Helmholtz",
@@ -75,6 +75,11 @@ class Found:
     def runs(self, problem: str, names: Sequence[str], betas: Sequence[float] = BETAS) -> int:
         """How many settings a choice was made of."""
         return sum(self.tried.get((problem, way, beta), 0) for way in names for beta in betas)
+
+
+def cell_of(problem: str, way: str) -> Cell:
+    """At the one memory that every way of its optimizer has: Adam's shortest, or SOAP's."""
+    return problem, way, SOAP_BETAS[1] if SOAP in way else BETAS[0]
 
 
 def all_sums() -> list[str]:

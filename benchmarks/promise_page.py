@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from statistics import fmean
 
 from blocks_of_a_page import fill
 from markdown_tables import table
-from promise import COSTS, Cell, finished
-from promise_found import NAMES, Found, all_sums
+from promise import Cell, finished, times_of_steps
+from promise_found import NAMES, Found, all_sums, cell_of
 from promise_ways import (
     AS_ONE,
     AS_PEOPLE_RUN_IT,
@@ -46,7 +45,6 @@ from scipy import stats
 from mtopt._comparison.statistics import SIGNIFICANCE, estimate, holm, paired_p
 
 UNSWEPT = AS_PEOPLE_RUN_IT[0]
-SHORT = BETAS[0]
 DECAYED = "sum, all swept, weight decay"
 
 
@@ -74,7 +72,7 @@ def recipe_table(found: Found) -> str:
         cells.append(f"{found.error(swept):.4f} ({found.runs(problem, all_sums())})")
         cells.append(f"{weight_of(swept[1]):g}, {found.rates[swept]:g}, {swept[2]:g}")
         for recipe in ("recipe", "recipe" + EQUAL_TIME):
-            ours = (problem, recipe, SHORT)
+            ours = cell_of(problem, recipe)
             cells.append(f"{found.error(ours):.4f} ({found.tried[ours]})")
         rows.append([NAMES[problem], *cells])
     return table([*head, "recipe, equal steps", "recipe, equal time"], rows)
@@ -130,7 +128,7 @@ def summary_table(found: Found) -> str:
 def _where_apart(problem: str, way: str) -> Cell:
     """One residual is one loss already."""
     several = (PROBLEMS | OTHERS)[problem].n_residuals > 1
-    return problem, way if several else way.replace(AS_ONE, ""), SOAP_BETAS[1] if SOAP in way else SHORT
+    return cell_of(problem, way if several else way.replace(AS_ONE, ""))
 
 
 def _swept_and_unswept(found: Found, problem: str) -> tuple[Cell, Cell]:
@@ -144,41 +142,37 @@ def _p(ours: Sequence[float], others: Sequence[float], limit: float, side: str) 
 
 def methods_table(found: Found) -> str:
     """Each way at β₂ = 0.9 over the swept sum; a star where the two differ."""
-    rows = {DECAYED: _decayed(found)}
-    rows |= {way: {p: (p, way, SHORT) for p in found.problems()} for way in (UNSWEPT, *_of_methods(), *_rest())}
+    decayed = [f"{way}{DECAY} {decay:g}" for way in all_sums() for decay in DECAYS]
+    rows = {DECAYED: _best(found, decayed, BETAS)}
+    rows |= {way: _cells(found, way) for way in (UNSWEPT, *_of_methods(), *_rest())}
     return _over_swept(found, rows)
 
 
 def in_time_table(found: Found) -> str:
     """Those that were trained for as long as the swept sum, over it."""
     names = [way for way in ways() if way.endswith(EQUAL_TIME) and SOAP not in way]
-    return _over_swept(
-        found, {way.removesuffix(EQUAL_TIME): {p: (p, way, SHORT) for p in found.problems()} for way in names}
-    )
+    return _over_swept(found, {way.removesuffix(EQUAL_TIME): _cells(found, way) for way in names})
 
 
 def soap_table(found: Found) -> str:
     """Each way with SOAP over Adam's swept sum; a star where the two differ."""
-    beta, problems = SOAP_BETAS[1], found.problems()
-    rows: dict[str, dict[str, Cell]] = {UNSWEPT: {p: (p, UNSWEPT + SOAP, beta) for p in problems}}
+    rows = {UNSWEPT: _cells(found, UNSWEPT + SOAP)}
     for ending in ("", EQUAL_TIME):
         sums = [sum_of(weight) + SOAP + ending for weight in (*SOAP_WEIGHTS, *MORE_WEIGHTS)]
-        best = {p: cell for p in problems if (cell := found.best(p, sums, [beta]))}
-        rows[f"sum, weights and rates swept{ending}"] = best
-    for way in (*WITH_SOAP, NORMS + AS_ONE, SELDOM + AS_ONE):
-        for ending in ("", EQUAL_TIME):
-            rows[way + ending] = {p: (p, way + SOAP + ending, beta) for p in problems}
+        rows[f"sum, weights and rates swept{ending}"] = _best(found, sums, SOAP_BETAS[1:])
+    for way, ending in itertools.product((*WITH_SOAP, NORMS + AS_ONE, SELDOM + AS_ONE), ("", EQUAL_TIME)):
+        rows[way + ending] = _cells(found, way + SOAP + ending)
     return _over_swept(found, rows)
 
 
-def _decayed(found: Found) -> dict[str, Cell]:
-    """The best decay behind the best sum of each problem."""
-    cells = {}
-    for problem in found.problems():
-        names = [f"{way}{DECAY} {decay:g}" for way in all_sums() for decay in DECAYS]
-        if best := found.best(problem, names):
-            cells[problem] = best
-    return cells
+def _cells(found: Found, way: str) -> dict[str, Cell]:
+    """A way on each problem."""
+    return {problem: cell_of(problem, way) for problem in found.problems()}
+
+
+def _best(found: Found, names: Sequence[str], betas: Sequence[float]) -> dict[str, Cell]:
+    """The best of some ways on each problem that has any of them."""
+    return {problem: cell for problem in found.problems() if (cell := found.best(problem, names, betas))}
 
 
 def _over_swept(found: Found, rows: Mapping[str, Mapping[str, Cell]]) -> str:
@@ -195,7 +189,7 @@ def _over_swept(found: Found, rows: Mapping[str, Mapping[str, Cell]]) -> str:
 
 def times_table() -> str:
     """The time of a step over that of the plain sum's, of each way, as it was measured."""
-    measured = json.loads(COSTS.read_text(encoding="utf-8"))["as trained"]
+    measured = times_of_steps()
     problems = [problem for problem in NAMES if problem in measured]
     ways_there = dict.fromkeys(way for problem in problems for way in measured[problem] if way != "plain sum")
     times = {way: [measured[problem].get(way) for problem in problems] for way in ways_there}
@@ -231,7 +225,7 @@ def as_one_table(found: Found) -> str:
     head, rows = ["", "problem", "each residual", "residuals as one"], []
     for problem, way in itertools.product(found.problems(), [*_of_methods(), "recipe"]):
         for ending in ("", EQUAL_TIME):
-            both = (problem, way + ending, SHORT), (problem, way + AS_ONE + ending, SHORT)
+            both = cell_of(problem, way + ending), cell_of(problem, way + AS_ONE + ending)
             if all(map(found.tested, both)):
                 swept = found.scores(found.swept(problem))
                 rows.append([way + ending, NAMES[problem], *(interval(found.scores(cell), swept) for cell in both)])
@@ -242,7 +236,7 @@ def endings_table(found: Found) -> str:
     """Each method with whitening, and on momenta, over the same without, at β₂ = 0.9."""
     problems, rows = found.problems(), []
     for ending, method in itertools.product((WHITENED, ON_MOMENTA), METHODS):
-        pairs = {p: ((p, method + ending, SHORT), (p, method, SHORT)) for p in problems}
+        pairs = {p: (cell_of(p, method + ending), cell_of(p, method)) for p in problems}
         both = {p: pair for p, pair in pairs.items() if all(map(found.tested, pair))}
         ratios = {p: found.error(one) / found.error(other) for p, (one, other) in both.items()}
         if ratios:
@@ -254,17 +248,14 @@ def endings_table(found: Found) -> str:
 def harm_table(found: Found) -> str:
     """In which share of the looks each way's step raised the loss that it raised most often, at β₂ = 0.9."""
     head = ["", *(NAMES[problem] for problem in found.problems())]
-    of_soap = dict.fromkeys((UNSWEPT + SOAP, *(name + SOAP for name in WITH_SOAP)), SOAP_BETAS[1])
-    of_adam = dict.fromkeys((UNSWEPT, *_of_methods(), "ConFIG" + IN_TURN, "recipe"), SHORT)
+    with_soap = (way + SOAP for way in (UNSWEPT, *WITH_SOAP))
+    names = UNSWEPT, *_of_methods(), "ConFIG" + IN_TURN, "recipe", *with_soap
+    swept = {problem: found.swept(problem) for problem in found.problems()}
     rows = []
-    for way, beta in {"swept": SHORT, **of_adam, **of_soap}.items():
-        cells = []
-        for problem in found.problems():
-            cell = found.swept(problem) if way == "swept" else (problem, way, beta)
-            harm = found.harm(cell) if found.tested(cell) else None
-            cells.append("" if harm is None else f"{harm:.0%}")
-        if any(cells):
-            rows.append(["sum, all swept" if way == "swept" else way, *cells])
+    for name, cells in {"sum, all swept": swept, **{way: _cells(found, way) for way in names}}.items():
+        harms = [found.harm(cell) if found.tested(cell) else None for cell in cells.values()]
+        if any(harm is not None for harm in harms):
+            rows.append([name, *("" if harm is None else f"{harm:.0%}" for harm in harms)])
     return table(head, rows)
 
 

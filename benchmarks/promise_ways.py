@@ -53,6 +53,7 @@ AS_ONE = ", residuals as one"
 BY_PAIRS = ("ConFIG", "UPGrad")  # what the diagonal alone costs is seen on these
 NORMS, SELDOM = "gradient norms", "gradient norms, every 10 steps"
 WITH_SOAP = (NORMS, SELDOM, "ConFIG", "UPGrad", "GradDrop")
+SUM_WITH_SOAP = SUM + SOAP  # with any weight: its step takes as long
 AS_PEOPLE_RUN_IT = (f"{SUM}, weight 1", 0.999)
 
 # Chosen on these two problems, of some thirty lists that were tried on them with two seeds (docs/physics.md). The one

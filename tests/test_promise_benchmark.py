@@ -374,6 +374,16 @@ def table_of(page, name):
     return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines if re.match(r"\| \w", line)]
 
 
+def ratio_in(cell):
+    """The number in a cell, which a star may follow."""
+    return float(cell.removesuffix(r"\*"))
+
+
+def lower_for_sure(cell):
+    """Below 1, and with a star."""
+    return bool(re.match(r"0.*\*", cell))
+
+
 def test_no_best_rate_is_at_an_edge_of_those_that_were_tried(promise):
     tried = promise.scores_by_rate(promise.finished(promise.RESULTS))
     best = {cell: min(rates, key=rates.get) for cell, rates in tried.items()}
@@ -418,14 +428,14 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
     assert f"on {within[0]} of 9 problems in as many steps, and on {within[1]} of 9 in as much time" in prose
     assert f"on {half[0]} of 9 in as many steps, and on {half[1]} of 9 in as much time" in prose
     cells = [cell for row in table_of(page, "methods") if not row[0].startswith("sum") for cell in row[1:] if cell]
-    starred = [float(cell.removesuffix(r"\*")) for cell in cells if cell.endswith("*")]
+    starred = [ratio_in(cell) for cell in cells if cell.endswith("*")]
     better, worse = sum(ratio < 1 for ratio in starred), sum(ratio > 1 for ratio in starred)
     assert (
         f"of {len(cells)} pairs of another way and a problem, {better} was better in as many steps, and {worse} were"
         in prose
     )
     soap = {row[0]: row[1:] for row in table_of(page, "soap")}
-    lower = {way: [float(c.removesuffix(r"\*")) for c in row if re.match(r"0.*\*", c)] for way, row in soap.items()}
+    lower = {way: [ratio_in(cell) for cell in row if lower_for_sure(cell)] for way, row in soap.items()}
     swept = sorted(lower["sum, weights and rates swept"])
     assert f"the swept sum's error falls to between {swept[0]:.2f} and {swept[5]:.2f} times on 6 of 9" in prose.replace(
         "**", ""
@@ -436,18 +446,18 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
     of_norms = len(lower["gradient norms"])
     assert f"are better than Adam's sweep on {of_norms} of 9" in prose
     over_soap = [
-        float(a.removesuffix(r"\*")) / float(b.removesuffix(r"\*"))
+        ratio_in(a) / ratio_in(b)
         for a, b in zip(soap["gradient norms"], soap["sum, weights and rates swept"], strict=True)
     ]
     assert sum(ratio < 1.45 for ratio in over_soap) == 8
     assert f"**UPGrad** with SOAP is better than Adam's sweep on {len(lower['UPGrad'])}, GradDrop on" in prose
     assert not lower["GradDrop"]
-    assert not [cell for row in table_of(page, "in time") for cell in row[1:] if re.match(r"0.*\*", cell)]
+    assert not [cell for row in table_of(page, "in time") for cell in row[1:] if lower_for_sure(cell)]
     seldom = "gradient norms, every 10 steps, equal time"
     in_time = {row[0]: row[1:] for row in table_of(page, "soap") if "equal time" in row[0]}
     as_one = in_time["gradient norms, every 10 steps, residuals as one, equal time"]
     seldom = [alone or each for each, alone in zip(in_time[seldom], as_one, strict=True)]
-    n_better = sum(bool(re.match(r"0.*\*", cell)) for cell in seldom)
+    n_better = sum(map(lower_for_sure, seldom))
     in_as_much = table_of(page, "seldom with SOAP")
     n_near = sum(float(row[4].split()[0]) <= 1.2 for row in in_as_much)
     assert [row[4].split()[0] for row in in_as_much] == [cell.removesuffix(r"\*") for cell in seldom]
@@ -458,15 +468,13 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
     assert f"{said} chosen on, and better on {n_better}." in prose
     assert f"within 1.2 times of Adam's sweep on {n_near} of 9 in as much time, and better on {n_better}" in prose
     swept_soap = in_time["sum, weights and rates swept, equal time"]
-    ahead = [
-        float(a.removesuffix(r"\*")) / float(b.removesuffix(r"\*")) for a, b in zip(seldom, swept_soap, strict=True)
-    ]
+    ahead = [ratio_in(a) / ratio_in(b) for a, b in zip(seldom, swept_soap, strict=True)]
     assert f"is ahead of it in equal time, by {min(ahead):.1f} to {max(ahead):.1f} times" in prose
     times = json.loads(promise.COSTS.read_text())["as trained"]
     for row in table_of(page, "times"):
         measured = [of_problem.get(row[0]) for of_problem in times.values()]
         assert row[1:] == ["" if time is None else f"{time:.2f}" for time in measured]
-    below = [row[0] for row in table_of(page, "methods") if any(re.match(r"0.*\*", cell) for cell in row[1:])]
+    below = [row[0] for row in table_of(page, "methods") if any(map(lower_for_sure, row[1:]))]
     assert below == ["gradient norms, every 10 steps"]  # the one star below 1
     mean = {row[0]: row[-1] for row in table_of(page, "endings")}
     said = re.search(
@@ -475,7 +483,7 @@ def test_the_page_on_physics_says_what_its_tables_say(promise):
     )
     order = ("ConFIG", "IMTLG", "AlignedMTL", "UPGrad", "PCGrad", "GradDrop")
     assert list(said.groups()) == [mean[f"{method}, on momenta"] for method in order]
-    over = {row[0]: [float(cell.removesuffix(r"\*")) for cell in row[1:]] for row in table_of(page, "methods")}
+    over = {row[0]: [ratio_in(cell) for cell in row[1:]] for row in table_of(page, "methods")}
     near = sum(ratio <= 1.2 for ratio in over["ConFIG, on momenta"])
     assert f"ConFIG on momenta is within 1.2 times of the sweep on {near} of 9" in prose
     in_turn = fmean(
