@@ -96,6 +96,15 @@ def test_a_wrong_output_is_an_error(tmp_path):
         run_page(page)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_sentence_that_ends_in_a_number_begins_a_list(page):
+    """A line such as "135. With" would: each number at the start of a line is 1, or follows the one before."""
+    before = 0
+    for number in map(int, re.findall(r"^ *(\d+)\. ", page.read_text(encoding="utf-8"), re.MULTILINE)):
+        assert number in (1, before + 1)
+        before = number
+
+
 API = ROOT / "docs/api"
 PUBLIC = sorted(name for name in mtopt.__all__ if name != "__version__")
 
